@@ -1,0 +1,76 @@
+# Every target does its own set-up in $(VENV): git, make and Python 3.11 or newer are enough.
+#
+#   make demo            the main job on real sockets: a stand-in for LinkedIn refuses, tokenkeeper recovers
+#   make test            all tests, with the branch coverage of the package (at least 95 %)
+#   make check           ruff, mypy --strict, and the checks of documents and requirements
+#   make bench           the benchmarks, with peers side by side (BENCH=--quick for a short run)
+#   make wheel           builds the wheel and runs the tests against it, away from this checkout
+#   make requirements    resolves requirements/*.txt anew from pyproject.toml
+#   make clean           removes what these targets made
+#
+# Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13. More for pytest: make test PYTEST="-x -k claim".
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14 python; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PYTEST ?=
+BENCH ?=
+DEMO ?=
+BIN := $(VENV)/bin
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+    --no-emit-index-url --no-emit-find-links $(UPGRADE)
+
+.PHONY: demo test check format bench wheel requirements clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.run
+	@$(BIN)/tokenkeeper demo $(DEMO)
+
+test: $(VENV)/.dev
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(PYTEST)
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/check.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.peers
+	@$(BIN)/python benchmarks/run.py $(BENCH)
+
+wheel: $(VENV)/.dev
+	tools/test_wheel.sh "$(VENV)" $(PYTEST)
+
+requirements: $(VENV)/.dev
+	$(COMPILE) --group bootstrap --only-group bootstrap --output-file requirements/uv.txt
+	$(COMPILE) --extra cli --group build --output-file requirements/run.txt
+	$(COMPILE) --all-extras --group build --group dev --output-file requirements/dev.txt
+	$(COMPILE) --all-extras --group peers --constraint requirements/dev.txt --output-file requirements/peers.txt
+	$(BIN)/python tools/check.py
+
+clean:
+	rm -rf $(VENV) dist build htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "tokenkeeper needs Python 3.11 or newer: none found; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements/run.txt pyproject.toml | $(BIN)/python
+	@tools/install.sh $(VENV) requirements/run.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@tools/install.sh $(VENV) requirements/dev.txt
+	@touch $@
+
+$(VENV)/.peers: requirements/peers.txt $(VENV)/.dev
+	@tools/install.sh $(VENV) requirements/peers.txt
+	@touch $@

@@ -17,7 +17,7 @@ PYTEST ?=
 BENCH ?=
 DEMO ?=
 BIN := $(VENV)/bin
-COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
     --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .PHONY: demo test check format bench wheel requirements clean
@@ -49,10 +49,10 @@ wheel: $(VENV)/.dev
 	tools/test_wheel.sh "$(VENV)" $(PYTEST)
 
 requirements: $(VENV)/.dev
-	$(COMPILE) --group bootstrap --only-group bootstrap --output-file requirements/uv.txt
-	$(COMPILE) --extra cli --group build --output-file requirements/run.txt
-	$(COMPILE) --all-extras --group build --group dev --output-file requirements/dev.txt
-	$(COMPILE) --all-extras --group peers --constraint requirements/dev.txt --output-file requirements/peers.txt
+	$(COMPILE) --group bootstrap --output-file requirements/uv.txt
+	$(COMPILE) pyproject.toml --extra cli --group build --output-file requirements/run.txt
+	$(COMPILE) pyproject.toml --all-extras --group build --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --all-extras --group peers --constraint requirements/dev.txt --output-file requirements/peers.txt
 	$(BIN)/python tools/check.py
 
 clean:

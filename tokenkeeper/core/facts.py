@@ -1,0 +1,165 @@
+"""An answer → the facts that rules ask about: challenges, JSON members, words. Read once, on demand, within bounds.
+
+Whatever was sent, nothing here raises: what cannot be read is absent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tokenkeeper.core.challenge import Challenge, parse_challenges
+from tokenkeeper.model import Answer
+
+BODY_BYTES = 65_536
+"""The largest body that is read as JSON or form; of a larger one only the first words are looked at."""
+TEXT_CHARACTERS = 4_096
+"""The most that is looked at of one text."""
+NODES = 256
+"""The most JSON values that are visited in search of words or of a member."""
+DEPTH = 12
+"""The deepest JSON value that is visited."""
+
+# The members in which servers say what is wrong, compared in lower case without punctuation.
+# fmt: off
+_TELLING = frozenset((
+    "error", "errors", "message", "messages", "msg", "errormessage", "errormsg", "errordescription", "description",
+    "detail", "details", "title", "reason", "hint", "fault", "faultstring", "code", "errorcode", "errortype",
+    "errorsummary", "type", "tag", "exceptionmessage", "exceptioncode", "explanation", "name", "category", "status",
+    "subtype", "errorsubtype", "suberror", "summary", "field",
+))
+# fmt: on
+_NOT_WORDS = re.compile(r"[^a-z0-9]+")
+
+
+def normal(text: str) -> str:
+    """Return *text* as words in lower case with one blank around each: ``Token_expired!`` → ``' token expired '``."""
+    return _NOT_WORDS.sub(" ", f" {text[:TEXT_CHARACTERS].casefold()} ")
+
+
+def plain(value: object) -> str | None:
+    """Return a JSON scalar as comparable text (``65601``, ``"65601"`` and ``65601.0`` are one), or None for others."""
+    match value:
+        case str():
+            return value[:TEXT_CHARACTERS].casefold()
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value) if -(10**18) < value < 10**18 else None
+        case float():
+            return str(int(value)) if value.is_integer() and abs(value) < 10**15 else str(value)
+        case _:
+            return None
+
+
+class Facts:
+    """What an answer says, each fact worked out when a rule first asks for it."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """Header fields by lower-case name; several of one name joined with a comma."""
+        joined: dict[str, str] = {}
+        for name, value in self.answer.headers:
+            joined[name] = f"{joined[name]}, {value}" if name in joined else value
+        return joined
+
+    @cached_property
+    def challenges(self) -> tuple[Challenge, ...]:
+        """The challenges of all WWW-Authenticate fields."""
+        return parse_challenges(value for name, value in self.answer.headers if name == "www-authenticate")
+
+    def parameter(self, name: str) -> str | None:
+        """Return the first challenge parameter of that name."""
+        return next((c.parameters[name] for c in self.challenges if name in c.parameters), None)
+
+    @cached_property
+    def text(self) -> str:
+        """The beginning of the body as text; what is not UTF-8 is replaced."""
+        return (self.answer.body or b"")[: 4 * TEXT_CHARACTERS].decode("utf-8", "replace")
+
+    @cached_property
+    def json(self) -> Any:
+        """The body's JSON value (a form body as an object), or None where there is none or it is too large or deep."""
+        body = self.answer.body
+        if not body or len(body) > BODY_BYTES:
+            return None
+        try:
+            # Decoded here, not by json: a byte order mark or a broken character must not hide the rest.
+            return json.loads(body.decode("utf-8-sig", "replace"))
+        except (ValueError, RecursionError):
+            pass
+        if "form-urlencoded" in self.headers.get("content-type", ""):
+            try:
+                return dict(parse_qsl(body.decode("utf-8", "replace"), max_num_fields=NODES))
+            except ValueError:
+                return None
+        return None
+
+    def members(self, path: tuple[str, ...]) -> Iterator[Any]:
+        """Yield the JSON values at a path of member names; arrays on the way are passed through."""
+        return _members(self.json, path, 0, [NODES])
+
+    @cached_property
+    def said(self) -> str:
+        """All that the answer says in words or codes, :func:`normal`, its pieces parted by ``|``."""
+        pieces = [
+            challenge.parameters[name]
+            for challenge in self.challenges
+            for name in ("error", "error_description", "errordescription")
+            if name in challenge.parameters
+        ]
+        if self.json is not None:
+            pieces.extend(_telling(self.json, "message", 0, [NODES]))
+        elif self.text.lstrip()[:1] not in ("<", "{", "["):  # a page says nothing in words that can be relied on
+            pieces.append(self.text)
+        return "|".join(map(normal, pieces))
+
+    def words(self, field: str) -> str:
+        """Return a text as :func:`normal` words: ``said``, ``body``, ``challenge.x``, ``header.x`` or a JSON path."""
+        if field == "said":
+            return self.said
+        if field == "body":
+            return normal(self.text)
+        where, _, name = field.partition(".")
+        if where == "challenge":
+            return "|".join(normal(c.parameters[name]) for c in self.challenges if name in c.parameters)
+        if where == "header":
+            return normal(self.headers.get(name, ""))
+        return "|".join(normal(value) for value in self.members(tuple(field.split("."))) if isinstance(value, str))
+
+
+def _members(value: Any, path: tuple[str, ...], depth: int, budget: list[int]) -> Iterator[Any]:
+    budget[0] -= 1
+    if budget[0] < 0 or depth > DEPTH:
+        return
+    if isinstance(value, list):
+        for item in value[:NODES]:
+            yield from _members(item, path, depth + 1, budget)
+    elif not path:
+        yield value
+    elif isinstance(value, dict) and path[0] in value:
+        yield from _members(value[path[0]], path[1:], depth + 1, budget)
+
+
+def _telling(value: Any, name: str, depth: int, budget: list[int]) -> Iterator[str]:
+    budget[0] -= 1
+    if budget[0] < 0 or depth > DEPTH:
+        return
+    if isinstance(value, str):
+        if name in _TELLING:
+            yield value
+    elif isinstance(value, list):
+        for item in value[:NODES]:
+            yield from _telling(item, name, depth + 1, budget)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, str | list | dict):
+                short = key if key in _TELLING else _NOT_WORDS.sub("", key[:64].casefold())
+                yield from _telling(item, short, depth + 1, budget)

@@ -1,0 +1,183 @@
+"""Foreign text → text that may be printed, logged and kept: capped, escaped, with whatever looks like a secret masked.
+
+Some providers quote the token in their message. Masking here errs on the side of too much.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from tokenkeeper.model import Secret
+
+MASK = "<redacted>"
+DEPTH = 12
+"""The deepest JSON value that is kept."""
+ITEMS = 200
+"""The most members or items that are kept of one JSON value."""
+
+_NAMES = (
+    r"access[_-]?token|refresh[_-]?token|id[_-]?token|token|client[_-]?secret|secret|password|passwd|api[_-]?key|apikey|"
+    r"code[_-]?verifier|client[_-]?assertion|assertion|device[_-]?code|authorization|session[_-]?id|sessionid|signature|"
+    r"appsecret[_-]?proof|private[_-]?key|cookie|auth[_-]?key|credential|jwt"
+)
+_SCHEME = re.compile(
+    r"\b(bearer|basic|dpop|oauth2?|zoho-oauthtoken)(\s+)(?!(?:realm|error|scope|algs|auth|token|type|scheme|only|header|is)\w*\b)"
+    r"[^\s\"',;<>]+",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    rf"\b((?:\w*[_-])?(?:{_NAMES}))([\"']?\s*=\s*[\"']?|[\"']\s*:\s*[\"'])([^\s\"'&;,<>]+)", re.IGNORECASE
+)
+_QUERY_CODE = re.compile(r"([?&](?:code|state|key|sig)=)[^\s\"'&;,<>]+", re.IGNORECASE)
+_JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_=-]*)*")
+_RUN = re.compile(r"[A-Za-z0-9_-]{20,}")
+_BASE64 = re.compile(r"[A-Za-z0-9_+/-]{32,}={0,2}")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_SECRET_MEMBER = re.compile(rf"(?:.*[_.-])?(?:{_NAMES}|state|code[_-]?challenge)", re.IGNORECASE)
+_PROTECTED_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "dpop", "dpop-nonce"})
+_SECRET_HEADER = re.compile(r"token|secret|api-?key|password|credential|session|signature", re.IGNORECASE)
+_TELLING_HEADER = re.compile(
+    r".*(?:request-?id|trace-?id|correlation-?id|uuid|fabric|-ray|x-li-.*|date|etag|user-agent|content-.*|retry-after|"
+    r"server|via|accept.*|host|linkedin-version|x-restli-.*)",
+    re.IGNORECASE,
+)
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a single word looks like a token: long, with digits among letters, or a JWT."""
+    return any(_dense(run[0]) for run in _RUN.finditer(text)) or _JWT.search(text) is not None
+
+
+def safe_text(text: object, limit: int = 200, secrets: Iterable[str | Secret] = ()) -> str:
+    """Return *text* on one line of at most *limit* characters, safe to print, log and keep.
+
+    The given *secrets* are masked wherever they stand, then what looks like one: a JWT, ``Bearer x``,
+    ``access_token=x``, long words with digits in them. Control characters are escaped.
+    """
+    return escape(_masked(str(text), limit, secrets), limit)
+
+
+def escape(text: str, limit: int) -> str:
+    """Return *text* capped, with control, format and surrogate characters as escapes (no line can be forged)."""
+    shown = []
+    for char in text[: limit + 1]:
+        if char.isprintable():
+            shown.append(char)
+        elif char == "\n":
+            shown.append("\\n")
+        else:
+            shown.append(char.encode("unicode_escape").decode("ascii"))
+    escaped = "".join(shown)
+    return escaped if len(escaped) <= limit else escaped[: max(limit - 1, 0)] + "…"
+
+
+def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
+    for secret in secrets:
+        known = secret.reveal() if isinstance(secret, Secret) else secret
+        if known:
+            text = text.replace(known, MASK)
+    window = limit + 4_096
+    if len(text) > window:  # what is cut in the middle might be half a token: it goes as a whole
+        text = re.sub(r"[^\s\"',;<>]*$", "", text[:window])
+    text = _JWT.sub(MASK, text)
+    text = _SCHEME.sub(rf"\1\2{MASK}", text)
+    text = _NAMED.sub(rf"\1\2{MASK}", text)
+    text = _QUERY_CODE.sub(rf"\1{MASK}", text)
+    text = _BASE64.sub(lambda run: MASK if _very_dense(run[0]) else run[0], text)
+    return _RUN.sub(lambda run: MASK if _dense(run[0]) else run[0], text)
+
+
+def _dense(run: str) -> bool:
+    """Whether a run of 20 or more characters mixes letters and digits, or both cases where no word is that long."""
+    if _UUID.fullmatch(run):
+        return False
+    return (any(map(str.isdigit, run)) and any(map(str.isalpha, run))) or (
+        len(run) >= 40 and run != run.lower() and run != run.upper()
+    )
+
+
+def _very_dense(run: str) -> bool:
+    return any(map(str.isdigit, run)) and any(map(str.isupper, run)) and any(map(str.islower, run))
+
+
+def redact_headers(
+    headers: Iterable[tuple[str, str]], secrets: Iterable[str | Secret] = (), *, most: int = 100
+) -> list[tuple[str, str]]:
+    """Return header fields that may be shown: of credentials the scheme only, ids and dates as they are."""
+    secrets = tuple(secrets)
+    shown = []
+    for name, value in list(headers)[:most]:
+        lower = name.lower()
+        if lower in _PROTECTED_HEADERS or _SECRET_HEADER.search(lower):
+            scheme, _, rest = value.partition(" ")
+            kept = f"{safe_text(scheme, 32, secrets)} {MASK}" if rest and lower.endswith("authorization") else MASK
+        elif lower in {"location", "referer", "content-location", "link"}:
+            kept = redact_url(value, secrets)
+        elif _TELLING_HEADER.fullmatch(lower):
+            kept = escape(_without(value, secrets), 256)
+        else:
+            kept = safe_text(value, 512, secrets)
+        shown.append((safe_text(name, 128, secrets), kept))
+    return shown
+
+
+def _without(text: str, secrets: Iterable[str | Secret]) -> str:
+    """Mask known secrets, JWTs and named credentials only: for fields whose long ids support needs."""
+    for secret in secrets:
+        known = secret.reveal() if isinstance(secret, Secret) else secret
+        if known:
+            text = text.replace(known, MASK)
+    return _NAMED.sub(rf"\1\2{MASK}", _SCHEME.sub(rf"\1\2{MASK}", _JWT.sub(MASK, text[:4096])))
+
+
+def redact_url(url: str, secrets: Iterable[str | Secret] = (), limit: int = 1_000) -> str:
+    """Return a URL that may be shown: no user information, no fragment, query values masked where they look secret."""
+    try:
+        parts = urlsplit(url[:8_192])
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        port = f":{parts.port}" if parts.port is not None else ""
+    except ValueError:
+        return safe_text(url, limit, secrets)
+    pairs = []
+    for pair in parts.query.split("&") if parts.query else ():
+        name, equals, value = pair.partition("=")
+        secret = _SECRET_MEMBER.fullmatch(name) or name.lower() in {"code", "key", "sig"}
+        pairs.append(f"{name}{equals}{MASK}" if secret and value else pair)
+    query = f"?{'&'.join(pairs)}" if pairs else ""
+    fragment = f"#{MASK}" if parts.fragment else ""
+    prefix = f"{parts.scheme}://{host}{port}" if parts.netloc else ""
+    return safe_text(f"{prefix}{parts.path}{query}{fragment}", limit, secrets)
+
+
+def redact_body(body: bytes | str | None, secrets: Iterable[str | Secret] = (), limit: int = 4_096) -> str | None:
+    """Return a body that may be shown, or None for one that was not readable; short JSON stays JSON."""
+    if body is None:
+        return None
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    secrets = tuple(secrets)
+    if len(text) <= 65_536 and text.lstrip()[:1] in ("{", "["):
+        try:
+            return escape(json.dumps(_redacted(json.loads(text), secrets, 0), ensure_ascii=False), limit)
+        except (ValueError, RecursionError):
+            pass
+    return safe_text(text, limit, secrets)
+
+
+def _redacted(value: Any, secrets: tuple[str | Secret, ...], depth: int) -> Any:
+    if depth > DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        return {
+            safe_text(name, 128, secrets): MASK
+            if _SECRET_MEMBER.fullmatch(name) and isinstance(item, str) and item
+            else _redacted(item, secrets, depth + 1)
+            for name, item in list(value.items())[:ITEMS]
+        }
+    if isinstance(value, list):
+        return [_redacted(item, secrets, depth + 1) for item in value[:ITEMS]]
+    return safe_text(value, 1_000, secrets) if isinstance(value, str) else value

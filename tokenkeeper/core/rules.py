@@ -1,0 +1,217 @@
+"""Rules: *an answer like this* → *this verdict*, in a small closed vocabulary of conditions.
+
+A rule holds when its status fits and every one of its conditions holds. Rules are data: they come from the TOML files
+of ``tokenkeeper/providers`` (see ``docs/refusals.md`` for the format) and are compiled once, when they are made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tokenkeeper.core.facts import Facts, normal, plain
+from tokenkeeper.model import Surface, Verdict
+
+GAP = 80
+"""The most characters that ``*`` stands for between two words of a phrase."""
+
+Wanted = frozenset[str] | bool
+"""The values that fit (compared in lower case), or True for *any*, False for *absent*."""
+
+
+def wanted(values: object) -> Wanted:
+    """Return a condition's values, comparable: a text or number, a list of them, True or False. Raises ValueError."""
+    if isinstance(values, bool):
+        return values
+    texts = [plain(value) for value in (values if isinstance(values, list | tuple) else (values,))]
+    known = frozenset(text for text in texts if text)
+    if not known or len(known) != len(texts):
+        raise ValueError("a text or number, a list of different ones, true (present) or false (absent) is needed")
+    return known
+
+
+def _covers(wide: Wanted, narrow: Wanted) -> bool:
+    if isinstance(wide, bool) or isinstance(narrow, bool):
+        return wide is narrow or (wide is True and narrow is not False)
+    return narrow <= wide
+
+
+def _shown(values: Wanted) -> str:
+    if isinstance(values, bool):
+        return "is there" if values else "is not there"
+    return "is " + " or ".join(sorted(values))
+
+
+class Condition(Protocol):
+    """One thing that a rule asks of an answer."""
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether the answer's body is needed to tell."""
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the answer is like that."""
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever *other* holds (so that a later rule with *other* is never reached)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InChallenge:
+    """One and the same challenge has this scheme and these parameters; False: no challenge at all has the parameter."""
+
+    parameters: Mapping[str, Wanted]
+    reads_body: bool = False
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the answer is like that."""
+        return any(
+            all(
+                _fits(challenge.scheme if name == "scheme" else challenge.parameters.get(name), values)
+                if values is not False
+                else facts.parameter(name) is None
+                for name, values in self.parameters.items()
+            )
+            for challenge in facts.challenges
+        )
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever *other* holds."""
+        return isinstance(other, InChallenge) and all(
+            name in other.parameters and _covers(values, other.parameters[name])
+            for name, values in self.parameters.items()
+        )
+
+    def __str__(self) -> str:
+        return "challenge: " + ", ".join(f"{name} {_shown(values)}" for name, values in self.parameters.items())
+
+
+@dataclass(frozen=True, slots=True)
+class InHeader:
+    """A header field has one of these values, is there, or is not there."""
+
+    name: str
+    values: Wanted
+    reads_body: bool = False
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the answer is like that."""
+        return _fits(facts.headers.get(self.name), self.values)
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever *other* holds."""
+        return isinstance(other, InHeader) and self.name == other.name and _covers(self.values, other.values)
+
+    def __str__(self) -> str:
+        return f"header {self.name} {_shown(self.values)}"
+
+
+@dataclass(frozen=True, slots=True)
+class InJson:
+    """A member of the JSON body has one of these values; a number equals its text, arrays are passed through."""
+
+    path: str
+    values: Wanted
+    reads_body: bool = True
+    _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_names", tuple(self.path.split(".")))
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the answer is like that."""
+        if isinstance(self.values, bool):
+            return any(value is not None for value in facts.members(self._names)) is self.values
+        return any(plain(value) in self.values for value in facts.members(self._names))
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever *other* holds."""
+        return isinstance(other, InJson) and self.path == other.path and _covers(self.values, other.values)
+
+    def __str__(self) -> str:
+        return f"json {self.path} {_shown(self.values)}"
+
+
+@dataclass(frozen=True, slots=True)
+class InWords:
+    """A text holds one of these phrases: whole words, case and punctuation aside; ``*`` stands for a few words."""
+
+    place: str
+    phrases: tuple[str, ...]
+    reads_body: bool = field(init=False)
+    _compiled: tuple[tuple[tuple[str, ...], re.Pattern[str] | None], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reads_body", not self.place.startswith(("challenge.", "header.")))
+        compiled = []
+        for phrase in self.phrases:
+            parts = tuple(normal(part) for part in phrase.split("*"))
+            if not all(part.strip() for part in parts):
+                raise ValueError(f"the phrase {phrase!r} has no words, or none on one side of its *")
+            gap = rf"(?:[^|]{{0,{GAP}}} )?"
+            pattern = re.compile(parts[0] + gap + gap.join(p[1:] for p in parts[1:])) if len(parts) > 1 else None
+            compiled.append((parts, pattern))
+        object.__setattr__(self, "_compiled", tuple(compiled))
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the answer is like that."""
+        text = facts.words(self.place)
+        for parts, pattern in self._compiled:
+            if parts[0] in text and (pattern is None or (parts[-1] in text and pattern.search(text))):
+                return True
+        return False
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever *other* holds."""
+        if not isinstance(other, InWords) or self.place != other.place:
+            return False
+        return all(any(mine in theirs for mine in map(normal, self.phrases)) for theirs in map(normal, other.phrases))
+
+    def __str__(self) -> str:
+        return f"{self.place} says " + " or ".join(repr(phrase) for phrase in self.phrases)
+
+
+def _fits(value: str | None, values: Wanted) -> bool:
+    if isinstance(values, bool):
+        return (value is not None) is values
+    return value is not None and value[:256].casefold() in values
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: what it asks, what it concludes, what helps, and where that is known from.
+
+    ``statuses`` empty: any status. ``retry_after`` names a JSON member in seconds, or ``midnight UTC``; ``scopes`` a
+    JSON member with the missing scopes (otherwise the challenge says). ``file`` and ``line`` say where it stands.
+    """
+
+    name: str
+    verdict: Verdict
+    message: str
+    fix: str
+    source: str
+    surface: Surface = Surface.API
+    statuses: frozenset[int] = frozenset()
+    conditions: tuple[Condition, ...] = ()
+    retry_after: str | None = None
+    scopes: str | None = None
+    file: str = ""
+    line: int = 0
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether every condition holds; the status is the caller's to look at."""
+        return all(condition.holds(facts) for condition in self.conditions)
+
+    def fits(self, status: int) -> bool:
+        """Whether the rule is about that status."""
+        return not self.statuses or status in self.statuses
+
+    def covers(self, other: Rule) -> bool:
+        """Whether this rule holds wherever *other* holds, so that *other*, coming later, is never reached."""
+        return (
+            self.surface is other.surface
+            and (not self.statuses or (bool(other.statuses) and other.statuses <= self.statuses))
+            and all(any(mine.covers(theirs) for theirs in other.conditions) for mine in self.conditions)
+        )

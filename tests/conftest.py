@@ -1,0 +1,74 @@
+"""What all tests share: databases to run on, and a plain word on what was left out."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+SERVERS = {
+    "postgresql": ("TOKENKEEPER_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"),
+    "mariadb": ("TOKENKEEPER_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/mysql"),
+}
+"""Kind of server -> the variable that names another one, and the URL tried without it, which may create databases."""
+
+
+def server_url(kind: str) -> str:
+    """The URL of the server of a kind, whether one answers there or not."""
+    variable, url = SERVERS[kind]
+    return os.environ.get(variable) or url
+
+
+@cache
+def missing(kind: str) -> str | None:
+    """Why a server cannot be used, or None if it can."""
+    engine = sqlalchemy.create_engine(server_url(kind), isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect():
+            return None
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        return str(error).strip().splitlines()[0][:160]
+    finally:
+        engine.dispose()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes ``database_url`` runs on SQLite and on every server that answers."""
+    if "database_url" in metafunc.fixturenames:
+        kinds = ["sqlite", *(kind for kind in SERVERS if missing(kind) is None)]
+        metafunc.parametrize("database_url", kinds, indirect=True)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database of the test's own, dropped after it."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'tokens.db'}"
+        return
+    server = sqlalchemy.make_url(server_url(request.param))
+    name = f"tokenkeeper_test_{secrets.token_hex(6)}"
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(
+                f"DROP DATABASE {name}{' WITH (FORCE)' if request.param == 'postgresql' else ''}"
+            )
+        engine.dispose()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which servers were not there, so that a green run is not read as more than it is."""
+    absent = {kind: reason for kind in SERVERS if (reason := missing(kind)) is not None}
+    for kind, reason in absent.items():
+        terminalreporter.write_line(
+            f"left out, no {kind} server (name one with {SERVERS[kind][0]}): {reason}", yellow=True
+        )

@@ -1,0 +1,47 @@
+"""``tokenkeeper db``: the schema's state, and its migrations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenkeeper.cli.session import Group, Session, keeper_options, pass_session
+
+if TYPE_CHECKING:
+    from tokenkeeper.keeper import TokenKeeper
+
+
+@click.group(cls=Group)
+def db() -> None:
+    """Create and upgrade tokenkeeper's tables."""
+
+
+@db.command()
+@keeper_options
+@pass_session
+@click.pass_context
+def upgrade(ctx: click.Context, session: Session) -> None:
+    """Run the migrations that the database has not seen. Safe from several processes at once."""
+    keeper = session.keeper(ctx, keys=None, registrations=())
+    before = keeper.schema_state()
+    keeper.create_schema()
+    state = _state(keeper)
+    done = "was up to date" if before.revision == state["revision"] else f"upgraded from {before.revision or 'nothing'}"
+    session.out.result(
+        {**state, "before": before.revision}, [f"{done}; revision {state['revision']} ({state['state']})"]
+    )
+
+
+@db.command()
+@keeper_options
+@pass_session
+@click.pass_context
+def current(ctx: click.Context, session: Session) -> None:
+    """Show the database's revision, the newest one known here, and how the two stand to one another."""
+    session.out.result(_state(session.keeper(ctx, keys=None, registrations=())))
+
+
+def _state(keeper: TokenKeeper) -> dict[str, Any]:
+    state = keeper.schema_state()
+    return {"revision": state.revision, "head": state.head, "state": state.state}

@@ -1,0 +1,295 @@
+"""``tokenkeeper doctor``: is everything in place? One line a check, with the fix of what is not.
+
+A check that fails does not hide the others: what can be looked at without it is looked at.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import click
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from rich.text import Text
+
+from tokenkeeper import config
+from tokenkeeper.cli.output import Output, clean, fix_of, styled
+from tokenkeeper.cli.session import Command, Session, keeper_options, pass_session
+from tokenkeeper.errors import TokenKeeperError
+from tokenkeeper.model import Registration
+
+if TYPE_CHECKING:
+    from tokenkeeper.core.profile import Profile
+    from tokenkeeper.keeper import TokenKeeper
+
+LARGE_OFFSET = 5.0
+"""Seconds between this machine's clock and the database's that are worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check found: ``ok``, ``warn`` or ``fail``, and what to do about it."""
+
+    name: str
+    status: str
+    message: str
+    fix: str = ""
+
+
+Checks = Iterator[Check]
+
+
+@click.command(cls=Command)
+@keeper_options
+@pass_session
+@click.pass_context
+def doctor(ctx: click.Context, session: Session) -> None:
+    """Check that everything is in place.
+
+    Settings, keys, database, clocks, registrations and their pauses: each line says ok, warn or fail, and what to do.
+    Exit status 1 if anything failed.
+    """
+    checks = []
+    for check in _checks(ctx, session):
+        checks.append(check)
+        if not session.json:
+            _print(session.out, check)
+    failed = sum(check.status == "fail" for check in checks)
+    warned = sum(check.status == "warn" for check in checks)
+    summary = f"{len(checks)} checks, {failed} failed, {warned} with a warning"
+    session.out.result({"ok": not failed, "checks": [asdict(check) for check in checks]}, [summary])
+    ctx.exit(1 if failed else 0)
+
+
+def _print(out: Output, check: Check) -> None:
+    out.text(
+        Text.assemble(styled(check.status), " " * (5 - len(check.status)), clean(f"{check.name}: {check.message}"))
+    )
+    if check.fix:
+        out.text(f"     -> {clean(check.fix)}")
+
+
+def _checks(ctx: click.Context, session: Session) -> Checks:
+    yield from _guarded("cipher", _cipher)
+    settings: config.Settings | None = None
+    try:
+        if session.app:
+            keeper = session.keeper(ctx)
+            yield Check("settings", "ok", f"the keeper of {session.app}")
+        else:
+            settings = session.settings()
+            yield Check("settings", "ok", f"read from {settings.source}")
+            keeper = yield from _keeper_of(ctx, session, settings)
+    except TokenKeeperError as error:
+        yield _failed("settings", error)
+        return
+    yield from _guarded("database", lambda: _database(keeper))
+    yield from _guarded("keys", lambda: _keys(keeper, settings))
+    yield from _guarded("clock", lambda: _clock(keeper))
+    for one in keeper.registrations.values():
+        yield from _guarded(f"registration {one.name}", partial(_registration, keeper, one))
+    yield from _guarded("pauses", lambda: _pauses(keeper))
+
+
+def _guarded(name: str, check: Callable[[], Checks]) -> Checks:
+    try:
+        yield from check()
+    except TokenKeeperError as error:
+        yield _failed(name, error)
+    except Exception as error:  # noqa: BLE001 - a doctor names what fails and goes on; the text may hold a URL's password
+        yield Check(name, "fail", f"failed with {type(error).__name__}")
+
+
+def _failed(name: str, error: TokenKeeperError) -> Check:
+    return Check(name, "fail", str(error), fix_of(error))
+
+
+def _cipher() -> Checks:
+    try:
+        AESGCMSIV(AESGCMSIV.generate_key(256))
+    except UnsupportedAlgorithm:
+        yield Check(
+            "cipher",
+            "fail",
+            "this build of cryptography has no AES-GCM-SIV",
+            "install cryptography's wheel (pip install --only-binary cryptography cryptography), or use OpenSSL 3.2",
+        )
+    else:
+        yield Check("cipher", "ok", "cryptography has AES-GCM-SIV")
+
+
+def _keeper_of(ctx: click.Context, session: Session, settings: config.Settings) -> Generator[Check, None, TokenKeeper]:
+    """Yield what is to be said of the settings; return a keeper with all of them that can be used."""
+    yield from _secret_files(settings)
+    registrations = []
+    for one in settings.registrations.values():
+        try:
+            registrations.append(one.registration(settings.environ))
+        except TokenKeeperError as error:
+            yield _failed(f"registration {one.name}", error)
+    if not settings.registrations:
+        yield Check("registrations", "warn", f"{settings.source} has none", "add a table [registrations.NAME]")
+    try:
+        keyring = settings.keyring()
+    except TokenKeeperError:
+        keyring = None  # The check of the keys says so.
+    return session.keeper(ctx, keys=keyring, registrations=registrations)
+
+
+def _secret_files(settings: config.Settings) -> Checks:
+    """Secrets in files are for their owner only."""
+    places = [*settings.keys, *(place for one in settings.registrations.values() for place in one.references)]
+    if isinstance(settings.database_url, config.Reference):
+        places.append(settings.database_url)
+    for file in dict.fromkeys(Path(place.target) for place in places if place.kind == "file"):
+        if file.exists() and _open_to_others(file):
+            yield Check("secrets", "warn", f"others may read {file}", f"chmod 600 {file}")
+
+
+def _open_to_others(file: Path) -> bool:
+    return sys.platform != "win32" and bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
+
+
+def _keys(keeper: TokenKeeper, settings: config.Settings | None) -> Checks:
+    ring = (settings.keyring() if settings else None) or keeper.keyring
+    yield Check("keys", "ok", f"{ring.primary} seals, {len(ring.key_ids)} open")
+    missing = {name: count for name, count in keeper.key_usage().items() if name not in ring.key_ids}
+    for name, count in sorted(missing.items()):
+        yield Check(
+            "keys",
+            "fail",
+            f"{count} sealed values need the key {name}, which is not here",
+            f"add {name} back to the keys, after the first one",
+        )
+
+
+def _database(keeper: TokenKeeper) -> Checks:
+    schema = keeper.schema_state()
+    match schema.state:
+        case "current":
+            yield Check("database", "ok", f"reachable, its schema is current ({schema.revision})")
+        case "newer":
+            yield Check(
+                "database",
+                "warn",
+                f"its schema ({schema.revision}) is newer than this code",
+                "deploy the newer code here, too",
+            )
+        case state:
+            yield Check("database", "fail", f"reachable, its schema is {state}", "run `tokenkeeper db upgrade`")
+    file = _sqlite_file(keeper)
+    if file is not None:
+        yield from _sqlite(file)
+
+
+def _sqlite_file(keeper: TokenKeeper) -> Path | None:
+    url = keeper.engine.url
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def _sqlite(file: Path) -> Checks:
+    if _open_to_others(file):
+        yield Check("sqlite", "warn", f"others may read {file.absolute()}", f"chmod 600 {file.absolute()}")
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    if mode == "wal":
+        yield Check("sqlite", "ok", f"{file.absolute()} has a write-ahead log")
+    else:
+        yield Check(
+            "sqlite", "warn", f"{file.absolute()} has journal_mode {mode}: readers and writers wait for one another",
+            f"sqlite3 {file.absolute()} 'PRAGMA journal_mode=WAL'",
+        )  # fmt: skip
+
+
+def _clock(keeper: TokenKeeper) -> Checks:
+    offset = keeper.clock_offset()
+    if abs(offset) < LARGE_OFFSET:
+        yield Check("clock", "ok", f"{offset:+.1f} seconds from the database's")
+    else:
+        yield Check(
+            "clock",
+            "warn",
+            f"{offset:+.1f} seconds from the database's; a provider may refuse what is signed with such a time",
+            "keep both clocks with NTP",
+        )
+
+
+def _registration(keeper: TokenKeeper, registration: Registration) -> Checks:
+    name = f"registration {registration.name}"
+    profile = keeper.profile(registration.name)
+    findings = [*_endpoints(name, profile), *_redirect_uri(name, registration)]
+    if profile.client_authentication.startswith("client_secret") and not registration.client_secret:
+        findings.append(
+            Check(
+                name,
+                "fail",
+                f"no client_secret, but {profile.name} wants {profile.client_authentication}",
+                'add client_secret = "env:NAME" (client_authentication = "none" for a public client)',
+            )
+        )
+    yield from findings or [Check(name, "ok", f"{profile.name}, its profile and endpoints are usable")]
+
+
+def _endpoints(name: str, profile: Profile) -> Checks:
+    if not profile.token_endpoint:
+        yield Check(name, "fail", f"{profile.name} has no token_endpoint", "name it in the provider's table")
+    if not profile.authorization_endpoint:
+        yield Check(
+            name,
+            "warn",
+            f"{profile.name} has no authorization_endpoint: members cannot connect",
+            "name it in the provider's table",
+        )
+    for what in ("token", "authorization", "revocation", "introspection", "userinfo"):
+        url = getattr(profile, f"{what}_endpoint")
+        if url and not _secure(url):
+            yield Check(
+                name, "fail", f"its {what}_endpoint is not https: {url}", "use https; http is for loopback only"
+            )
+
+
+def _redirect_uri(name: str, registration: Registration) -> Checks:
+    uri = registration.redirect_uri
+    if not uri:
+        yield Check(
+            name, "warn", "no redirect_uri: members cannot connect", "add the one that is registered at the provider"
+        )
+    elif not urlsplit(uri).scheme or urlsplit(uri).fragment:
+        yield Check(
+            name, "fail", f"redirect_uri {uri} is not absolute, or has a fragment", "correct it (RFC 6749 3.1.2)"
+        )
+    elif not _secure(uri):
+        yield Check(name, "warn", f"redirect_uri {uri} is not https: codes travel in the clear", "use https")
+
+
+def _secure(url: str) -> bool:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    return parts.scheme == "https" or (loopback and parts.scheme == "http")
+
+
+def _pauses(keeper: TokenKeeper) -> Checks:
+    pauses = list(keeper.pauses())
+    for pause in pauses:
+        yield Check(
+            "pauses",
+            "fail",
+            f"{pause.registration} is paused since {pause.at:%Y-%m-%d %H:%M:%SZ}: {pause.reason}",
+            "correct its client_id or secret; new ones end the pause",
+        )
+    if not pauses:
+        yield Check("pauses", "ok", "no registration is paused")

@@ -1,0 +1,208 @@
+"""``tokenkeeper grants``: see, renew, forget and import grants. No token is ever shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from tokenkeeper.cli.session import Group, Session, keeper_options, pass_session
+from tokenkeeper.errors import InvalidInput, NotConnected
+from tokenkeeper.model import Grant, GrantStatus
+
+if TYPE_CHECKING:
+    from tokenkeeper.keeper import TokenKeeper
+
+COLUMNS = ["registration", "member", "status", "access_expires_at", "has_refresh_token", "prompt", "renewed_at"]
+LONGEST_LINE = 1 << 20
+"""Characters of a line to import; a longer one is no grant."""
+
+_FIELDS = {
+    "member": (str, int),
+    "access_token": (str,),
+    "refresh_token": (str, type(None)),
+    "expires_at": (str, int, float, type(None)),
+    "scope": (str, type(None)),
+}
+
+
+class BadLine(Exception):
+    """A line that cannot be imported; its text says why without quoting it."""
+
+
+@click.group(cls=Group)
+def grants() -> None:
+    """Look after the members' grants."""
+
+
+@grants.command("list")
+@click.option("--registration", metavar="NAME", help="Only this registration's.")
+@click.option("--member", metavar="ID", help="Only this member's.")
+@click.option("--status", type=click.Choice([*GrantStatus]), help="Only grants that stand so.")
+@keeper_options
+@pass_session
+@click.pass_context
+def list_(
+    ctx: click.Context, session: Session, *, registration: str | None, member: str | None, status: str | None
+) -> None:
+    """List grants, without their secrets."""
+    keeper = session.keeper(ctx)
+    found = keeper.grants(
+        registration=registration, member=member, status=None if status is None else GrantStatus(status)
+    )
+    rows = (_row(grant, full=session.json) for grant in found)
+    session.out.rows(rows, COLUMNS, nothing="no grants")
+
+
+@grants.command()
+@click.argument("registration")
+@click.argument("member")
+@keeper_options
+@pass_session
+@click.pass_context
+def show(ctx: click.Context, session: Session, *, registration: str, member: str) -> None:
+    """Show one grant, without its secrets."""
+    session.out.result(_row(session.keeper(ctx).grant(registration, member), full=session.json))
+
+
+@grants.command()
+@click.argument("registration")
+@click.argument("member")
+@keeper_options
+@pass_session
+@click.pass_context
+def refresh(ctx: click.Context, session: Session, *, registration: str, member: str) -> None:
+    """Renew a grant's tokens now, also of a grant that is marked as needing the member."""
+    keeper = session.keeper(ctx)
+    keeper.renew(registration, member)
+    session.out.result(_row(keeper.grant(registration, member), full=session.json))
+
+
+@grants.command()
+@click.argument("registration")
+@click.argument("member")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@keeper_options
+@pass_session
+@click.pass_context
+def forget(ctx: click.Context, session: Session, *, registration: str, member: str, yes: bool) -> None:
+    """Delete a grant here. The provider is not told: its tokens live on there until they expire.
+
+    On a terminal it asks first.
+    """
+    keeper = session.keeper(ctx)
+    if not yes and not session.json and sys.stdin.isatty():
+        click.confirm(
+            f"Delete the grant of {member!r} at {registration!r}? Its tokens cannot be had back", abort=True, err=True
+        )
+    forgotten = keeper.forget(registration, member)
+    result = {"registration": registration, "member": member, "forgotten": forgotten}
+    session.out.result(result, ["forgotten" if forgotten else "there was no such grant"])
+    ctx.exit(0 if forgotten else 1)
+
+
+@grants.command("import")
+@click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), default="-")
+@click.option("--registration", metavar="NAME", help="Where the grants belong; needed where there are several.")
+@click.option("--replace", is_flag=True, help="Replace grants that exist, instead of skipping them.")
+@keeper_options
+@pass_session
+@click.pass_context
+def import_(ctx: click.Context, session: Session, *, file: IO[str], registration: str | None, replace: bool) -> None:
+    """Import grants from FILE (default: standard input), one JSON object a line.
+
+    Its members: member, access_token, and where known refresh_token, expires_at (seconds since 1970, or ISO 8601) and
+    scope. Lines that cannot be used are reported by their number, and the others imported; exit 1 if there was one.
+    """
+    keeper = session.keeper(ctx)
+    name = registration or _only_registration(ctx, keeper)
+    count: Counter[str] = Counter(imported=0, replaced=0, skipped=0, bad=0)
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            count[_import_line(keeper, name, line, replace=replace)] += 1
+        except (BadLine, InvalidInput) as error:
+            count["bad"] += 1
+            session.out.complain({"line": number, "error": str(error)}, f"line {number}: {error}")
+    session.out.result(count, [", ".join(f"{amount} {what}" for what, amount in count.items())])
+    ctx.exit(1 if count["bad"] else 0)
+
+
+def _row(grant: Grant, *, full: bool) -> dict[str, Any]:
+    if full:
+        return asdict(grant)
+    return {**{name: getattr(grant, name) for name in Grant.__slots__}, "prompt": grant.prompt and grant.prompt.cause}
+
+
+def _only_registration(ctx: click.Context, keeper: TokenKeeper) -> str:
+    names = list(keeper.registrations)
+    if len(names) != 1:
+        raise click.UsageError(f"Say which with --registration: {', '.join(names) or 'there is none'}.", ctx)
+    return names[0]
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    """Yield the lines; of one that is too long, one character more than is allowed, and the rest is passed over."""
+    while line := file.readline(LONGEST_LINE + 1):
+        yield line
+        while len(line) > LONGEST_LINE and not line.endswith("\n"):
+            line = file.readline(LONGEST_LINE + 1)
+
+
+def _import_line(keeper: TokenKeeper, registration: str, line: str, *, replace: bool) -> str:
+    fields = _fields(line)
+    member = fields.pop("member")
+    exists = _exists(keeper, registration, member)
+    if exists and not replace:
+        return "skipped"
+    keeper.save_tokens(registration, member, fields)
+    return "replaced" if exists else "imported"
+
+
+def _exists(keeper: TokenKeeper, registration: str, member: str | int) -> bool:
+    try:
+        keeper.grant(registration, member)
+    except NotConnected:
+        return False
+    return True
+
+
+def _fields(line: str) -> dict[str, Any]:
+    """Return what a line says. Raises BadLine, whose text quotes nothing of it."""
+    if len(line) > LONGEST_LINE:
+        raise BadLine(f"longer than {LONGEST_LINE} characters")
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadLine("not JSON") from None
+    if not isinstance(fields, Mapping):
+        raise BadLine("not a JSON object")
+    if fields.keys() - _FIELDS.keys():
+        raise BadLine(f"has members that are not known; known are {', '.join(_FIELDS)}")
+    for name, kinds in _FIELDS.items():
+        value = fields.get(name)
+        if (name not in fields and type(None) not in kinds) or isinstance(value, bool) or not isinstance(value, kinds):
+            raise BadLine(f"{name} is missing or of the wrong type")
+    return {
+        name: _epoch(value) if name == "expires_at" else value for name, value in fields.items() if value is not None
+    }
+
+
+def _epoch(expires_at: str | float) -> float:
+    """Return seconds since 1970. Raises BadLine for a text that is no time in ISO 8601, or has no zone."""
+    if not isinstance(expires_at, str):
+        return expires_at
+    try:
+        moment = datetime.fromisoformat(expires_at)
+    except ValueError:
+        raise BadLine("expires_at is neither seconds since 1970 nor ISO 8601") from None
+    if moment.tzinfo is None:
+        raise BadLine("expires_at has no time zone: end it with Z for UTC")
+    return moment.astimezone(UTC).timestamp()

@@ -22,7 +22,10 @@ def db() -> None:
 @pass_session
 @click.pass_context
 def upgrade(ctx: click.Context, session: Session) -> None:
-    """Run the migrations that the database has not seen. Safe from several processes at once."""
+    """Run the migrations that the database has not seen.
+
+    Safe from several processes at once.
+    """
     keeper = session.keeper(ctx, keys=None, registrations=())
     before = keeper.schema_state()
     keeper.create_schema()
@@ -38,7 +41,10 @@ def upgrade(ctx: click.Context, session: Session) -> None:
 @pass_session
 @click.pass_context
 def current(ctx: click.Context, session: Session) -> None:
-    """Show the database's revision, the newest one known here, and how the two stand to one another."""
+    """Show the database's revision.
+
+    And the newest one known here (head), and how the two stand to one another: current, outdated, newer or missing.
+    """
     session.out.result(_state(session.keeper(ctx, keys=None, registrations=())))
 
 

@@ -41,7 +41,10 @@ def list_(
     last: int | None,
     full: bool,
 ) -> None:
-    """List events, the newest last. --json and --full show the incidents to hand to a provider's support."""
+    """List events, the newest last.
+
+    --json and --full show the incidents to hand to a provider's support.
+    """
     keeper = session.keeper(ctx)
     found = keeper.events(kind=kind, registration=registration, member=member, newest_first=last is not None)
     rows: Iterable[Mapping[str, Any]] = found if last is None else reversed(list(islice(found, last)))

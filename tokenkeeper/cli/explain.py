@@ -31,8 +31,8 @@ LONGEST = 4 << 20
 )
 @click.option(
     "--surface",
-    type=click.Choice([*Surface]),
-    default=Surface.API,
+    type=click.Choice([surface.value for surface in Surface]),
+    default=Surface.API.value,
     help="api: an API's answer (default); token: a token endpoint's, to a refresh.",
 )
 @json_option
@@ -41,8 +41,8 @@ def explain(session: Session, *, file: IO[bytes], provider: str, surface: str) -
     """Say what an answer of a provider means.
 
     Reads it as `curl -i` prints it, from FILE or standard input, and says the verdict, whose turn it is, the remedy,
-    and by which rule. As in: curl -si -H "Authorization: Bearer ..." https://api.linkedin.com/v2/userinfo | tokenkeeper explain
-    --provider linkedin
+    and by which rule. As in: curl -si -H "Authorization: Bearer ..." https://api.linkedin.com/v2/userinfo |
+    tokenkeeper explain --provider linkedin
     """
     if file.isatty():
         session.out.say("Paste the answer (status line, headers, body), then press Ctrl-D.")

@@ -44,7 +44,9 @@ def grants() -> None:
 @grants.command("list")
 @click.option("--registration", metavar="NAME", help="Only this registration's.")
 @click.option("--member", metavar="ID", help="Only this member's.")
-@click.option("--status", type=click.Choice([*GrantStatus]), help="Only grants that stand so.")
+@click.option(
+    "--status", type=click.Choice([status.value for status in GrantStatus]), help="Only grants that stand so."
+)
 @keeper_options
 @pass_session
 @click.pass_context
@@ -78,7 +80,10 @@ def show(ctx: click.Context, session: Session, *, registration: str, member: str
 @pass_session
 @click.pass_context
 def refresh(ctx: click.Context, session: Session, *, registration: str, member: str) -> None:
-    """Renew a grant's tokens now, also of a grant that is marked as needing the member."""
+    """Renew a grant's tokens now.
+
+    Also those of a grant that is marked as needing the member.
+    """
     keeper = session.keeper(ctx)
     keeper.renew(registration, member)
     session.out.result(_row(keeper.grant(registration, member), full=session.json))
@@ -92,9 +97,10 @@ def refresh(ctx: click.Context, session: Session, *, registration: str, member: 
 @pass_session
 @click.pass_context
 def forget(ctx: click.Context, session: Session, *, registration: str, member: str, yes: bool) -> None:
-    """Delete a grant here. The provider is not told: its tokens live on there until they expire.
+    """Delete a grant here.
 
-    On a terminal it asks first.
+    The provider is not told: its tokens live on there until they expire. On a terminal it asks first. Exit status 1
+    if there was no such grant.
     """
     keeper = session.keeper(ctx)
     if not yes and not session.json and sys.stdin.isatty():
@@ -115,10 +121,11 @@ def forget(ctx: click.Context, session: Session, *, registration: str, member: s
 @pass_session
 @click.pass_context
 def import_(ctx: click.Context, session: Session, *, file: IO[str], registration: str | None, replace: bool) -> None:
-    """Import grants from FILE (default: standard input), one JSON object a line.
+    """Import grants from JSON Lines.
 
-    Its members: member, access_token, and where known refresh_token, expires_at (seconds since 1970, or ISO 8601) and
-    scope. Lines that cannot be used are reported by their number, and the others imported; exit 1 if there was one.
+    FILE (default: standard input) has one JSON object a line, with the members member, access_token, and where known
+    refresh_token, expires_at (seconds since 1970, or ISO 8601) and scope. Lines that cannot be used are reported by
+    their number, and the others imported; exit status 1 if there was one.
     """
     keeper = session.keeper(ctx)
     name = registration or _only_registration(ctx, keeper)

@@ -47,7 +47,11 @@ def generate(session: Session, *, key_id: str | None, output: str | None) -> Non
 @pass_session
 @click.pass_context
 def list_(ctx: click.Context, session: Session) -> None:
-    """List the keys, which of them seals, and how many sealed values in the database each of them opens."""
+    """List the keys and what they seal.
+
+    Which key seals, and how many sealed values in the database each of them opens. A key that the database needs and
+    the settings lack is listed as not available.
+    """
     keeper = session.keeper(ctx, registrations=())
     ids = keeper.keyring.key_ids
     usage = keeper.key_usage()

@@ -26,7 +26,10 @@ def providers() -> None:
 @json_option
 @pass_session
 def list_(session: Session) -> None:
-    """List the catalogue. A registration names one of these as its provider, or is called so."""
+    """List the catalogue.
+
+    A registration names one of these as its provider, or is called so.
+    """
     profiles = map(catalogue.load_profile, catalogue.names())
     rows = ({**_facts(profile), "rules": len(profile.rules.own)} for profile in profiles)
     session.out.rows(rows, COLUMNS, nothing="the catalogue is empty")
@@ -37,7 +40,10 @@ def list_(session: Session) -> None:
 @json_option
 @pass_session
 def show(session: Session, *, name: str) -> None:
-    """Show a provider's facts and rules, in the order in which they are asked. NAME may be the path of a profile."""
+    """Show a provider's facts and rules.
+
+    The rules stand in the order in which they are asked. NAME may be the path of a profile.
+    """
     profile = catalogue.load_profile(name)
     rules = profile.rules.own or profile.rules.generic
     facts = _facts(profile)

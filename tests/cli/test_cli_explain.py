@@ -1,0 +1,114 @@
+"""``explain`` and ``providers``: what an answer means, and what is known of the providers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tokenkeeper import providers
+from tokenkeeper.model import Verdict
+
+Run = Callable[..., Result]
+EXPIRED = (
+    b"HTTP/2 401 \r\ncontent-type: application/json\r\n\r\n"
+    b'{"serviceErrorCode":65602,"message":"The token has expired","status":401}'
+)
+STEP_UP = b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer error="insufficient_user_authentication"\r\n\r\n'
+REUSED = b'HTTP/1.1 400 Bad Request\r\n\r\n{"error":"invalid_grant"}'
+
+
+def test_explain_says_verdict_turn_rule_and_source(run: Run) -> None:
+    """A LinkedIn 401 from standard input is read by LinkedIn's rules, with file, line and source."""
+    data = json.loads(run("explain", "--provider", "linkedin", "--json", stdin=EXPIRED).stdout)
+    expected = providers.diagnose(401, {}, EXPIRED.partition(b"\r\n\r\n")[2], provider="linkedin")
+    assert data["verdict"] == expected.verdict == Verdict.EXPIRED
+    assert (data["turn"], data["remedy"], data["status"], data["surface"]) == ("us", "renew", 401, "api")
+    assert data["rule"] == expected.rule
+    assert data["file"].endswith("linkedin.toml")
+    assert data["line"] > 0
+    assert data["source"]
+    assert (data["message"], data["fix"]) == (expected.message, expected.fix)
+
+
+def test_explain_in_words(run: Run, folder: Path) -> None:
+    """The same as text, from a file: whose turn it is stands in words."""
+    (folder / "answer.txt").write_bytes(EXPIRED)
+    done = run("explain", "answer.txt", "--provider", "linkedin")
+    assert done.exit_code == 0
+    assert "verdict  expired" in done.stdout
+    assert "tokenkeeper's" in done.stdout
+    assert "linkedin.toml:" in done.stdout
+    assert "source   " in done.stdout
+
+
+def test_explain_reads_a_token_endpoints_answer(run: Run) -> None:
+    """--surface token reads the answer to a refresh."""
+    data = json.loads(run("explain", "--surface", "token", "--json", stdin=REUSED).stdout)
+    assert data["verdict"] == providers.diagnose(400, {}, b'{"error":"invalid_grant"}', surface="token").verdict
+    assert data["turn"] == "member"
+
+
+def test_explain_is_generic_without_a_provider(run: Run) -> None:
+    """The generic rules read headers too; an unknown provider is said, and means the generic rules."""
+    assert json.loads(run("explain", "--json", stdin=STEP_UP).stdout)["verdict"] == "step_up"
+    done = run("explain", "--provider", "no-such", stdin=STEP_UP)
+    assert "There is no profile 'no-such': the generic rules decide." in done.stderr
+    assert "step_up" in done.stdout
+
+
+def test_explain_reads_a_profile_of_the_hosts_own(run: Run, folder: Path) -> None:
+    """--provider may be the path of a profile; one that is not there is an error."""
+    rule = 'name = "gone"\nstatus = 418\nverdict = "revoked"\nmessage = "m"\nfix = "f"\nsource = "s"\n'
+    (folder / "own.toml").write_text(f'title = "Own"\nsource = "us"\n[[rule]]\n{rule}')
+    data = json.loads(run("explain", "--provider", "own.toml", "--json", stdin=b"HTTP/2 418\n\n").stdout)
+    assert (data["verdict"], data["rule"], data["line"]) == ("revoked", "own/gone", 3)
+    assert run("explain", "--provider", "gone.toml", stdin=STEP_UP).exit_code == 1
+
+
+def test_explain_shows_what_to_wait_and_the_scopes(run: Run) -> None:
+    """A wait and the scopes that are missing are shown in words."""
+    wait = run("explain", stdin=b"HTTP/1.1 429 Too Many\r\nRetry-After: 30\r\n\r\n")
+    assert "wait     30 seconds" in wait.stdout
+    challenge = b'HTTP/1.1 403 No\r\nWWW-Authenticate: Bearer error="insufficient_scope", scope="a b"\r\n\r\n'
+    assert "scopes   a b" in run("explain", stdin=challenge).stdout
+
+
+@pytest.mark.parametrize("text", [b"", b'{"message": "no headers"}'])
+def test_explain_needs_the_status_line(run: Run, text: bytes) -> None:
+    """What has no status line is refused, with the way to get one."""
+    done = run("explain", stdin=text)
+    assert done.exit_code == 1
+    assert "curl -si" in done.stderr
+
+
+def test_providers_are_listed(run: Run) -> None:
+    """providers list names the whole catalogue, as JSON Lines and as text."""
+    rows = [json.loads(line) for line in run("providers", "list", "--json").stdout.splitlines()]
+    assert [row["name"] for row in rows] == providers.names()
+    assert "LinkedIn" in run("providers", "list").stdout
+
+
+@pytest.mark.parametrize("name", ["linkedin", "generic"])
+def test_a_provider_is_shown(run: Run, name: str) -> None:
+    """providers show has the facts, and the rules in order, each with its source."""
+    profile = providers.load_profile(name)
+    data = json.loads(run("providers", "show", name, "--json").stdout)
+    rules = profile.rules.own or profile.rules.generic
+    assert data["client_authentication"] == profile.client_authentication
+    assert data["lease_seconds"] == profile.timing.lease
+    assert [rule["rule"] for rule in data["rules"]] == [rule.name for rule in rules]
+    assert all(rule["source"] for rule in data["rules"])
+    text = run("providers", "show", name).stdout
+    assert all(rule.name in text for rule in rules)
+    assert "scope separator        a blank" in text
+
+
+def test_an_unknown_provider_is_refused_with_near_names(run: Run) -> None:
+    """A slip of the pen is answered with what may have been meant."""
+    done = run("providers", "show", "linkdin")
+    assert done.exit_code == 1
+    assert "linkedin" in done.stderr

@@ -1,0 +1,148 @@
+"""``init`` and ``keys generate``: a newcomer's first two commands; and how the command starts at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tokenkeeper.config import load
+from tokenkeeper.crypto import Keyring
+
+Run = Callable[..., Result]
+
+
+def test_init_writes_settings_that_load(run: Run, folder: Path) -> None:
+    """The file that init writes can be used as it is, once its secret is there; it names the next steps."""
+    done = run("init", "--key")
+    assert done.exit_code == 0
+    assert "tokenkeeper db upgrade" in done.output
+    settings = load(environ={"LINKEDIN_CLIENT_SECRET": "s"})
+    registration = settings.registrations["linkedin"].registration(settings.environ)
+    assert registration.scopes == ("openid", "profile")
+    assert registration.client_secret[0].reveal() == "s"
+    keyring = settings.keyring()
+    assert keyring is not None
+    assert (folder / "tokenkeeper.keys").read_text().split(":")[1].strip() not in done.output
+    assert stat.S_IMODE((folder / "tokenkeeper.keys").stat().st_mode) == 0o600
+
+
+def test_init_for_another_provider_and_file(run: Run, folder: Path) -> None:
+    """--provider and --output name another registration and file; without --key, the key is a next step."""
+    done = run("init", "--provider", "my-corp", "--output", "other.toml", "--json")
+    result = json.loads(done.stdout)
+    assert result["file"] == "other.toml"
+    assert result["key_file"] is None
+    assert result["next"][0] == "tokenkeeper keys generate --output tokenkeeper.keys"
+    assert not (folder / "tokenkeeper.keys").exists()
+    (place,) = load("other.toml", {}).registrations["my-corp"].client_secret
+    assert place.target == "MY_CORP_CLIENT_SECRET"
+
+
+def test_init_leaves_an_existing_file_alone(run: Run, folder: Path) -> None:
+    """init never overwrites."""
+    (folder / "tokenkeeper.toml").write_text("# mine")
+    done = run("init")
+    assert done.exit_code == 1
+    assert "File exists" in done.stderr
+    assert (folder / "tokenkeeper.toml").read_text() == "# mine"
+
+
+def test_init_refuses_a_provider_that_is_no_name(run: Run) -> None:
+    """A provider's name becomes a table's name: what would break the file is wrong usage."""
+    assert run("init", "--provider", 'x"]').exit_code == 2
+
+
+def test_a_key_is_printed_for_the_environment(run: Run) -> None:
+    """keys generate prints one entry of TOKENKEEPER_KEYS, and nothing else on stdout."""
+    done = run("keys", "generate", "2026-11")
+    assert done.exit_code == 0
+    assert Keyring.parse(done.stdout.strip()).key_ids == ("2026-11",)
+    assert "Keep it secret" in done.stderr
+    data = json.loads(run("keys", "generate", "--json").stdout)
+    assert Keyring.parse(data["entry"]).key_ids == (data["id"],)
+    assert data["entry"] == f"{data['id']}:{data['key']}"
+
+
+def test_keys_are_appended_to_a_file(run: Run, folder: Path) -> None:
+    """With --output the key is in the file only; a second one opens, the first goes on sealing."""
+    (folder / "keys").write_text("")
+    first = run("keys", "generate", "a", "--output", "keys")
+    second = run("keys", "generate", "b", "--output", "keys", "--json")
+    assert "seals and opens" in first.stdout
+    assert json.loads(second.stdout) == {"id": "b", "file": "keys", "seals": False}
+    keyring = Keyring.parse(",".join((folder / "keys").read_text().split()))
+    assert keyring.key_ids == ("a", "b")
+    for line in (folder / "keys").read_text().split():
+        assert line.split(":")[1] not in first.output + second.output
+
+
+def test_a_key_id_is_used_once(run: Run, folder: Path) -> None:
+    """Two keys of one id would be a trap: the second is refused, and the file is as it was."""
+    run("keys", "generate", "a", "--output", "keys")
+    before = (folder / "keys").read_text()
+    done = run("keys", "generate", "a", "--output", "keys")
+    assert done.exit_code == 1
+    assert "holds a key a already" in done.stderr
+    assert (folder / "keys").read_text() == before
+
+
+@pytest.mark.parametrize("words", [["keys", "generate", "ä"], ["keys", "generate", "--output", "no/such/folder"]])
+def test_a_key_that_cannot_be_made_is_refused(run: Run, words: list[str]) -> None:
+    """A bad id and a file that cannot be written are errors with a fix."""
+    done = run(*words)
+    assert done.exit_code == 1
+    assert "do:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["grants", "show", "only-one"], ["explain", "--surface", "moon"], ["--app"]]
+)
+def test_wrong_usage_is_2(run: Run, words: list[str]) -> None:
+    """Wrong usage exits with 2, and says how it is used."""
+    done = run(*words)
+    assert done.exit_code == 2
+    assert "Usage:" in done.stderr or "Error:" in done.stderr
+
+
+def test_app_and_config_exclude_one_another(run: Run) -> None:
+    """A keeper of --app is set up already."""
+    done = run("db", "current", "--app", "x:y", "--config", "z")
+    assert done.exit_code == 2
+    assert "--config would have no effect" in done.stderr
+
+
+def test_common_options_may_stand_anywhere(run: Run) -> None:
+    """--json and --config count before and behind the command's name."""
+    for words in (
+        ["--json", "--config", "none.toml", "db", "current"],
+        ["db", "current", "--config", "none.toml", "--json"],
+    ):
+        done = run(*words)
+        assert done.exit_code == 1
+        assert json.loads(done.stderr)["error"]["message"] == "there is no none.toml"
+
+
+def test_the_module_is_the_command(folder: Path) -> None:
+    """``python -m tokenkeeper`` runs, from any folder, and an error ends without a traceback."""
+    package = Path(sys.modules["tokenkeeper"].__file__ or "").parent.parent
+    environ = {**os.environ, "PYTHONPATH": str(package), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "tokenkeeper"]
+    version = subprocess.run(
+        [*command, "--version"], capture_output=True, text=True, timeout=60, env=environ, check=True
+    )
+    assert version.stdout.startswith("tokenkeeper, version ")
+    done = subprocess.run(
+        [*command, "grants", "list"], capture_output=True, text=True, timeout=60, env=environ, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "tokenkeeper init" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -9,13 +9,15 @@ is passed on. A body that cannot be read any more is None, never ``b""``: an emp
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -208,7 +210,7 @@ class _PutBack(io.RawIOBase):
         if not data:
             if self._error is not None:
                 raise self._error
-            data = self._rest.read(len(buffer)) or b""
+            data = b"" if self._rest.closed else self._rest.read(len(buffer)) or b""
         buffer[: len(data)] = data
         return len(data)
 
@@ -367,32 +369,114 @@ class _Httpx(_Library):
     def cached(self, response: Any) -> bytes | None:
         return _bytes(getattr(response, "_content", None))
 
-    def _readable(self, response: Any) -> bool:
-        return not (response.is_closed or response.is_stream_consumed)
-
     def body(self, response: Any) -> bytes | None:
-        if (
-            (body := self.cached(response)) is None
-            and self._readable(response)
-            and hasattr(response.stream, "__iter__")
-        ):
-            return _bytes(response.read())
-        return body
+        if (body := self.cached(response)) is not None or not self._readable(response, "__iter__"):
+            return body
+        stream, head, broken = response.stream, _Head(), None
+        rest = iter(stream)
+        try:
+            for piece in rest:
+                if head.full_with(piece):
+                    break
+        except Exception as error:  # noqa: BLE001 -- kept, to break again when the user reads
+            broken = error
+        response.stream = _stream_kind(_SyncStream, stream)(stream, head.pieces, rest, broken)
+        return None if broken else self._decoded(response, b"".join(head.pieces))
 
     async def abody(self, response: Any) -> bytes | None:
-        if (
-            (body := self.cached(response)) is None
-            and self._readable(response)
-            and hasattr(response.stream, "__aiter__")
-        ):
-            return _bytes(await response.aread())
-        return self.body(response) if body is None else body
+        if (body := self.cached(response)) is not None or not self._readable(response, "__aiter__"):
+            return self.body(response) if body is None else body
+        stream, head, broken = response.stream, _Head(), None
+        rest = aiter(stream)
+        try:
+            async for piece in rest:
+                if head.full_with(piece):
+                    break
+        except Exception as error:  # noqa: BLE001 -- kept, to break again when the user reads
+            broken = error
+        response.stream = _stream_kind(_AsyncStream, stream)(stream, head.pieces, rest, broken)
+        return None if broken else self._decoded(response, b"".join(head.pieces))
+
+    def _readable(self, response: Any, how: str) -> bool:
+        return hasattr(response.stream, how) and not (response.is_closed or response.is_stream_consumed)
+
+    def _decoded(self, response: Any, wire: bytes) -> bytes | None:
+        """Undo the encoding; br and zstd by the library, which has decoders where they are installed."""
+        encoding = response.headers.get("content-encoding")
+        if encoding not in ("br", "zstd"):
+            return _plain(wire, self.headers(response))
+        copy = sys.modules[type(response).__module__.partition(".")[0]].Response
+        return _bytes(copy(200, headers={"content-encoding": encoding}, content=wire).content)
 
     async def aclose(self, response: Any) -> None:
         if hasattr(response.stream, "__aiter__"):
             await response.aclose()
         else:
             response.close()
+
+
+class _Head:
+    """The first pieces of a body that comes in pieces."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self._size = 0
+
+    def full_with(self, piece: bytes) -> bool:
+        """Take a piece; say whether that is enough."""
+        self.pieces.append(piece)
+        self._size += len(piece)
+        return self._size >= BODY_LIMIT
+
+
+class _Stream:
+    """What :class:`_PutBack` is for files, for the streams of httpx and httpx2."""
+
+    def __init__(self, stream: Any, head: list[bytes], rest: Any, broken: Exception | None) -> None:
+        self._stream = stream
+        self._head = head
+        self._rest = rest
+        self._broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _SyncStream(_Stream):
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._head
+        if self._broken is not None:
+            raise self._broken
+        yield from self._rest
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncStream(_Stream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._head:
+            yield piece
+        if self._broken is not None:
+            raise self._broken
+        async for piece in self._rest:
+            yield piece
+
+    async def aclose(self) -> None:
+        if hasattr(self._rest, "aclose"):
+            await self._rest.aclose()
+        await self._stream.aclose()
+
+
+def _stream_kind(kind: Any, stream: object) -> Any:
+    """Return *kind* as a class that the library of *stream* takes for a stream of its own."""
+    name = "SyncByteStream" if kind is _SyncStream else "AsyncByteStream"
+    return _joined(kind, next(base for base in type(stream).__mro__ if base.__name__ == name))
+
+
+@cache
+def _joined(kind: Any, base: Any) -> Any:
+    return type(kind.__name__, (kind, base), {})
 
 
 class _Aiohttp(_Library):
@@ -409,11 +493,23 @@ class _Aiohttp(_Library):
             # Not .closed: a short answer counts as closed as soon as it has arrived, before anybody has read it.
             if content is None or content.exception() is not None or getattr(content, "_cursor", None):
                 return None
-            await response.read()
+            body = await response.read()
+            if body:
+                response.content = _read_again(body)
         return self.cached(response)
 
     def close(self, response: Any) -> None:
         response.release()
+
+
+def _read_again(body: bytes) -> Any:
+    """Return a stream of aiohttp's with all of a body, for a user who reads ``response.content`` and not ``read()``."""
+    streams = sys.modules["aiohttp"]
+    loop = asyncio.get_running_loop()
+    stream = streams.StreamReader(streams.base_protocol.BaseProtocol(loop), len(body), loop=loop)
+    stream.feed_data(body)
+    stream.feed_eof()
+    return stream
 
 
 class _HttpClient(_Library):
@@ -505,9 +601,8 @@ class _Host(_Library):
         answer = self.answer(response)
         return None if answer is None else answer.body
 
-    def headers(self, response: Any) -> HeaderPairs:
-        answer = self.answer(response)
-        return () if answer is None else answer.headers
+    def exchange(self, response: Any, status: int, body: bytes | None) -> Exchange:  # noqa: ARG002
+        return Exchange(self.answer(response) or Answer(status))
 
     async def aclose(self, response: Any) -> None:
         done = response.close()

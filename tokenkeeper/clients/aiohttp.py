@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from yarl import URL
-
 from tokenkeeper.clients import AsyncKeeper, Member
 from tokenkeeper.errors import TokenKeeperError
 from tokenkeeper.model import AccessToken
@@ -31,12 +29,12 @@ def keeper_middleware(
     origin of the first request, as in aiohttp's own digest middleware; other requests pass untouched. A body that is a
     used-up stream is not sent again.
     """
-    allowed = {URL(origin).origin() for origin in origins}
+    allowed = list(origins)
 
     async def middleware(request: ClientRequest, handler: Handler) -> ClientResponse:
         if not allowed:
-            allowed.add(request.url.origin())
-        if request.url.origin() not in allowed:
+            allowed.append(str(request.url.origin()))
+        if not _among(request.url, allowed):
             return await handler(request)
         attempt = keeper.attempt(registration, member)
         coming: Any = attempt.token()
@@ -53,6 +51,11 @@ def keeper_middleware(
         return response
 
     return middleware
+
+
+def _among(url: Any, origins: Iterable[str]) -> bool:
+    """Say whether a URL lies at one of the origins (scheme, host and port)."""
+    return any(type(url)(origin).origin() == url.origin() for origin in origins)
 
 
 async def _refused(attempt: Any, response: ClientResponse, *, repeatable: bool) -> AccessToken | None:

@@ -75,7 +75,7 @@ class ClientCheck:
         key = import_key(self.public_key, kind) if kind else import_key(self.public_key)  # type: ignore[call-overload]
         try:
             claims = jwt.decode(
-                request.fields["client_assertion"], key, algorithms=["RS256", "PS256", "ES256", "EdDSA"]
+                request.fields["client_assertion"], key, algorithms=["RS256", "PS256", "ES256", "Ed25519", "EdDSA"]
             ).claims
         except (JoseError, ValueError):
             return False

@@ -18,16 +18,16 @@ HTML_502 = (
 )
 
 API_ANSWERS = (
-    "expired", "revoked", "invalid", "empty", "bad_scheme", "scope", "account_blocked", "rate_limited",
+    "expired", "revoked", "invalid", "empty", "bad_scheme", "scope", "step_up", "account_blocked", "rate_limited",
     "infrastructure_protection", "bad_request", "not_found", "method_not_allowed", "length_required", "version_missing",
     "version_retired", "server_error", "downstream_token_check", "gateway_timeout", "bad_gateway",
 )  # fmt: skip
-"""What ``FakeProvider.script`` can make the API say."""
+"""What ``FakeProvider.script`` can make the API say; LinkedIn knows no ``step_up``."""
 
 TOKEN_ANSWERS = (
-    "expired", "revoked", "invalid", "reused", "client", "missing_refresh_token", "unauthorized_client",
-    "temporarily_unavailable", "rate_limited", "server_error", "gateway_timeout", "bad_gateway", "garbage", "no_token",
-    "array",
+    "expired", "revoked", "invalid", "reused", "interaction_required", "client", "missing_refresh_token", "scope",
+    "unauthorized_client", "temporarily_unavailable", "rate_limited", "server_error", "gateway_timeout", "bad_gateway",
+    "garbage", "no_token", "array",
 )  # fmt: skip
 """What ``FakeProvider.script`` can make the token endpoint say; the last three come with a status of 200."""
 
@@ -86,10 +86,11 @@ class Generic:
         if weather:
             return weather
         if self.opaque and verdict in {"expired", "revoked", "invalid"}:
-            return self._challenge(401, "invalid_token", "invalid token provided")
+            return self._challenge(401, "invalid_token", "invalid token provided", "")
         if verdict in _BEARER:
             status, error, description = _BEARER[verdict]
-            return self._challenge(status, error, description, scope if verdict == "scope" else "")
+            more = {"scope": f', scope="{scope}"' if scope else "", "step_up": ', acr_values="mfa", max_age="300"'}
+            return self._challenge(status, error, description, more.get(verdict, ""))
         if verdict == "empty":
             body = {"error": "unauthorized", "error_description": "no access token provided"}
             return json_response(401, body, {"WWW-Authenticate": 'Bearer realm="fake"'})
@@ -108,10 +109,8 @@ class Generic:
         return _token_refusal(verdict)
 
     @staticmethod
-    def _challenge(status: int, error: str, description: str, scope: str = "") -> Response:
-        text = f'Bearer realm="fake", error="{error}", error_description="{description}"' + (
-            f', scope="{scope}"' if scope else ""
-        )
+    def _challenge(status: int, error: str, description: str, more: str) -> Response:
+        text = f'Bearer realm="fake", error="{error}", error_description="{description}"{more}'
         return oauth_error(status, error, description, {"WWW-Authenticate": text})
 
 
@@ -121,6 +120,7 @@ _BEARER = {
     "invalid": (401, "invalid_token", "The access token is invalid"),
     "bad_scheme": (400, "invalid_request", "authorization header scheme must be `Bearer`"),
     "scope": (403, "insufficient_scope", "access token missing requested scope"),
+    "step_up": (401, "insufficient_user_authentication", "A different authentication level is required"),
 }
 
 _PLAIN = {
@@ -156,6 +156,8 @@ def _token_refusal(verdict: str) -> Response:
             return oauth_error(400, "invalid_request", 'A required parameter "refresh_token" is missing')
         case "scope":
             return oauth_error(400, "invalid_scope", "refresh token missing requested scope")
+        case "interaction_required":
+            return oauth_error(400, "interaction_required", "The member must sign in again, with a second factor")
         case "temporarily_unavailable":
             return oauth_error(503, "temporarily_unavailable", "Try again later", {"Retry-After": "5"})
         case "rate_limited":
@@ -200,6 +202,8 @@ class LinkedIn:
             return weather
         if self.opaque and verdict in {"expired", "revoked"}:
             verdict = "invalid"
+        if verdict not in _LINKEDIN:
+            raise ValueError(f"LinkedIn's API has no answer called {verdict!r}")
         status, number_code, code, message, old_message = _LINKEDIN[verdict]
         resource = path.strip("/").rpartition("/")[2] or "me"
         message = message.format(resource=resource)

@@ -52,6 +52,9 @@ SURFACES = {
 }
 """The last part of a path → what stands there; everything else is the API. LinkedIn's own paths work too."""
 
+API_PATHS = ("/api/", "/v2/", "/rest/")
+"""Below these nothing but the API stands, whatever the last part."""
+
 DAY = 86_400.0
 
 
@@ -187,10 +190,11 @@ class FakeProvider:
             "userinfo_endpoint": base + ("/v2/userinfo" if linkedin else "/userinfo"),
             "issuer": base,
         }
+        ledger = self.ledger
         if linkedin:
             values["extends"] = "linkedin"
+            values["rotation"] = None if ledger.rotation is Rotation.NONE else str(ledger.rotation)
         else:
-            ledger = self.ledger
             preferred = ("client_secret_basic", "client_secret_post", "private_key_jwt", "none")
             values |= {
                 "revocation_endpoint": base + "/revoke",
@@ -243,7 +247,7 @@ class FakeProvider:
 
     def handle(self, request: Request) -> Response:
         """Answer a request; the core of every way to reach the provider. Blocks only at a gate."""
-        surface = SURFACES.get(request.path.rstrip("/").rpartition("/")[2], "api")
+        surface = _surface(request.path)
         with self._lock:
             self._arrivals += 1
             number = self._arrivals
@@ -344,6 +348,11 @@ class FakeProvider:
             for token in self.ledger.chosen_refresh(which):
                 token.forgotten = True
 
+    def change_secret(self, *secrets: str) -> None:
+        """From now on the client has these secrets, and no others."""
+        with self._lock:
+            self.client.secrets = set(secrets)
+
     # --- what comes next ----------------------------------------------------------------------------------------
 
     def script(
@@ -375,6 +384,8 @@ class FakeProvider:
             known = API_ANSWERS if surface == "api" else TOKEN_ANSWERS
             if name not in known:
                 raise ValueError(f"the {surface} has no answer called {name!r}; there are: {', '.join(known)}")
+
+            self._in_its_words(surface, name, "/", {})
 
             def answer(path: str) -> Response:
                 return self._in_its_words(surface, name, path, headers or {})
@@ -503,3 +514,7 @@ class FakeProvider:
 
         with http_sender() as send:
             return browser.walk(send, url, member=member, approve=approve, scopes=scopes)
+
+
+def _surface(path: str) -> str:
+    return "api" if path.startswith(API_PATHS) else SURFACES.get(path.rstrip("/").rpartition("/")[2], "api")

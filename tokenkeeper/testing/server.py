@@ -88,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
     """Reads requests off one connection and writes the provider's answers."""
 
     protocol_version = "HTTP/1.1"
+    server_version = "FakeProvider"
+    sys_version = ""
     disable_nagle_algorithm = True
     wbufsize = -1
     server: Server

@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from tokenkeeper.core.facts import TEXT_CHARACTERS, Facts
-from tokenkeeper.core.redaction import looks_secret, safe_text
+from tokenkeeper.core.redaction import looks_secret, mask_known, safe_text
 from tokenkeeper.core.rules import Rule
-from tokenkeeper.model import Answer, Diagnosis, Remedy, Surface, Verdict, scope_set
+from tokenkeeper.model import Answer, Diagnosis, Remedy, Secret, Surface, Verdict, scope_set
 
 __all__ = ["Explanation", "NearMiss", "Rule", "Rules", "diagnose", "explain"]
 
@@ -32,12 +33,16 @@ MOST_CLAIMS = 4_096
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 section 3.3
 _CODE = re.compile(r"[A-Za-z0-9_.:/ -]{1,64}")
 _SECONDS = re.compile(r"\s*(\d{1,12})(?:\.(\d{0,6})\d*)?\s*", re.ASCII)
-_CODE_MEMBERS = tuple(
-    tuple(path.split(".")) for path in ("error", "code", "error.code", "errorCode", "serviceErrorCode", "error.type")
-)
-_QUOTED_MEMBERS = tuple(
-    tuple(path.split("."))
-    for path in ("error_description", "message", "error.message", "detail", "errors.message", "msg", "title", "error")
+_CODE_MEMBERS = ("error", "code", "error.code", "errorCode", "serviceErrorCode", "error.type")
+_QUOTED_MEMBERS = (
+    "error_description",
+    "message",
+    "error.message",
+    "detail",
+    "errors.message",
+    "msg",
+    "title",
+    "error",
 )
 
 
@@ -140,13 +145,21 @@ class Explanation:
     near: tuple[NearMiss, ...]
 
 
-def diagnose(answer: Answer, rules: Rules, *, surface: Surface = Surface.API, now: datetime | None = None) -> Diagnosis:
+def diagnose(
+    answer: Answer,
+    rules: Rules,
+    *,
+    surface: Surface = Surface.API,
+    now: datetime | None = None,
+    secrets: Iterable[str | Secret] = (),
+) -> Diagnosis:
     """Return what *answer* means by *rules*. Never raises for what a provider sent.
 
-    *now* (UTC) is needed only for a Retry-After that is a date, and for quotas that end at midnight.
+    *now* (UTC) is needed only for a Retry-After that is a date, and for quotas that end at midnight. *secrets* (the
+    tokens that were sent) are masked wherever the provider quotes them.
     """
     facts = Facts(answer)
-    return _conclude(_decide(facts, rules, surface), facts, now)
+    return _conclude(_decide(facts, rules, surface), facts, now, secrets)
 
 
 def explain(
@@ -173,13 +186,14 @@ def _decide(facts: Facts, rules: Rules, surface: Surface) -> Rule:
     return next(rule for rule in rules.candidates(surface, facts.answer.status) if rule.holds(facts))
 
 
-def _conclude(rule: Rule, facts: Facts, now: datetime | None) -> Diagnosis:
+def _conclude(rule: Rule, facts: Facts, now: datetime | None, secrets: Iterable[str | Secret] = ()) -> Diagnosis:
+    known = tuple(secrets)
     verdict = rule.verdict
     name, message = rule.name, rule.message
     if facts.answer.body is None and verdict is not Verdict.OK:
         name += " (body not readable)"
     if "{said}" in message:
-        message = message.replace("{said}", _quote(facts)).strip()
+        message = message.replace("{said}", _quote(facts, known)).strip()
     wanting = verdict in (Verdict.INSUFFICIENT_SCOPE, Verdict.STEP_UP)
     step_up = verdict is Verdict.STEP_UP
     return Diagnosis(
@@ -190,28 +204,37 @@ def _conclude(rule: Rule, facts: Facts, now: datetime | None) -> Diagnosis:
         message,
         rule.fix,
         retry_after=_retry_after(rule, facts, now) if verdict.remedy is Remedy.WAIT else None,
-        scopes=_scopes(rule, facts) if wanting else (),
-        acr_values=_acr_values(facts) if step_up else None,
-        claims=_claims(facts) if step_up else None,
-        error_code=None if verdict is Verdict.OK else _error_code(facts),
+        scopes=tuple(scope for scope in _scopes(rule, facts) if _clean(scope, known)) if wanting else (),
+        acr_values=_clean(_acr_values(facts), known) if step_up else None,
+        claims=_clean(_claims(facts), known) if step_up else None,
+        error_code=None if verdict is Verdict.OK else _clean(_error_code(facts), known),
     )
 
 
-def _quote(facts: Facts) -> str:
+def _clean(text: str | None, secrets: tuple[str | Secret, ...]) -> str | None:
+    """Return *text*, or None where a known secret stands in it."""
+    return text if text is None or mask_known(text, secrets) == text else None
+
+
+def _quote(facts: Facts, secrets: tuple[str | Secret, ...]) -> str:
     """Return what the provider says in words, in quotes and safe to print, or nothing."""
     text = facts.parameter("error_description")
     if not text:
         texts = (value for path in _QUOTED_MEMBERS for value in facts.members(path) if isinstance(value, str) and value)
         text = next(texts, None)
-    return f"It says: {safe_text(text, 160)!r}." if text else ""
+    return f'It says: "{safe_text(text, 160, secrets)}".' if text else ""
 
 
 def _error_code(facts: Facts) -> str | None:
-    codes = [facts.parameter("error"), *(value for path in _CODE_MEMBERS for value in facts.members(path))]
-    for code in codes:
-        text = str(code) if isinstance(code, str) or (type(code) is int and abs(code) < 10**18) else ""
-        if text and _CODE.fullmatch(text) and not looks_secret(text):
-            return text
+    """Return the first machine-readable code that the answer names, if it is one: short, and nothing like a token."""
+    challenged = facts.parameter("error")
+    if challenged and _CODE.fullmatch(challenged) and not looks_secret(challenged):
+        return challenged
+    for path in _CODE_MEMBERS:
+        for code in facts.members(path):
+            text = str(code) if isinstance(code, str) or (type(code) is int and abs(code) < 10**18) else ""
+            if text and _CODE.fullmatch(text) and not looks_secret(text):
+                return text
     return None
 
 
@@ -221,9 +244,7 @@ def _scopes(rule: Rule, facts: Facts) -> tuple[str, ...]:
     if rule.scopes is None and (asked := facts.parameter("scope")):
         found.append(asked)
     else:
-        found.extend(
-            value for value in facts.members(tuple((rule.scopes or "scope").split("."))) if isinstance(value, str)
-        )
+        found.extend(value for value in facts.members(rule.scopes or "scope") if isinstance(value, str))
     scopes = scope_set(" ".join(found)[:TEXT_CHARACTERS].replace(",", " "))
     return tuple(scope for scope in scopes if _SCOPE.fullmatch(scope))[:MOST_SCOPES]
 
@@ -265,11 +286,7 @@ def _retry_after(rule: Rule, facts: Facts, now: datetime | None) -> float | None
     if wait is None and rule.retry_after == MIDNIGHT:
         return None if now is None else _to_midnight(now)
     if wait is None and rule.retry_after:
-        values = (
-            _seconds(str(v))
-            for v in facts.members(tuple(rule.retry_after.split(".")))
-            if isinstance(v, int | float | str)
-        )
+        values = (_seconds(str(v)) for v in facts.members(rule.retry_after) if isinstance(v, int | float | str))
         wait = next((value for value in values if value is not None), None)
     return None if wait is None else min(wait, LONGEST_WAIT)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
@@ -61,6 +60,8 @@ class Facts:
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self._values: dict[str, frozenset[str]] = {}
+        self._words: dict[str, str] = {}
 
     @cached_property
     def headers(self) -> dict[str, str]:
@@ -73,10 +74,20 @@ class Facts:
     @cached_property
     def challenges(self) -> tuple[Challenge, ...]:
         """The challenges of all WWW-Authenticate fields."""
-        return parse_challenges(value for name, value in self.answer.headers if name == "www-authenticate")
+        return parse_challenges([value for name, value in self.answer.headers if name == "www-authenticate"])
+
+    @cached_property
+    def parameters(self) -> dict[str, list[str]]:
+        """The parameters of all challenges by name, and the schemes as ``scheme``; values in lower case."""
+        found: dict[str, list[str]] = {}
+        for challenge in self.challenges:
+            found.setdefault("scheme", []).append(challenge.scheme)
+            for name, value in challenge.parameters.items():
+                found.setdefault(name, []).append(value.casefold())
+        return found
 
     def parameter(self, name: str) -> str | None:
-        """Return the first challenge parameter of that name."""
+        """Return the first challenge parameter of that name, as it was sent."""
         return next((c.parameters[name] for c in self.challenges if name in c.parameters), None)
 
     @cached_property
@@ -88,7 +99,7 @@ class Facts:
     def json(self) -> Any:
         """The body's JSON value (a form body as an object), or None where there is none or it is too large or deep."""
         body = self.answer.body
-        if not body or len(body) > BODY_BYTES:
+        if not body or len(body) > BODY_BYTES or body[:1] == b"<":
             return None
         try:
             # Decoded here, not by json: a byte order mark or a broken character must not hide the rest.
@@ -102,9 +113,19 @@ class Facts:
                 return None
         return None
 
-    def members(self, path: tuple[str, ...]) -> Iterator[Any]:
-        """Yield the JSON values at a path of member names; arrays on the way are passed through."""
-        return _members(self.json, path, 0, [NODES])
+    def members(self, path: str) -> list[Any]:
+        """Return the JSON values at a path of member names, null left out; arrays on the way are passed through."""
+        found: list[Any] = []
+        if self.json is not None:
+            _collect(self.json, path.split("."), 0, [NODES], found)
+        return found
+
+    def values(self, path: str) -> frozenset[str]:
+        """Return the values at a path as comparable text; an object is ``{}``."""
+        known = self._values.get(path)
+        if known is None:
+            known = self._values[path] = frozenset([plain(value) or "{}" for value in self.members(path)])
+        return known
 
     @cached_property
     def said(self) -> str:
@@ -116,50 +137,56 @@ class Facts:
             if name in challenge.parameters
         ]
         if self.json is not None:
-            pieces.extend(_telling(self.json, "message", 0, [NODES]))
+            _tell(self.json, "message", 0, [NODES], pieces)
         elif self.text.lstrip()[:1] not in ("<", "{", "["):  # a page says nothing in words that can be relied on
             pieces.append(self.text)
-        return "|".join(map(normal, pieces))
+        return "|".join([normal(piece) for piece in pieces])
 
-    def words(self, field: str) -> str:
+    def words(self, place: str) -> str:
         """Return a text as :func:`normal` words: ``said``, ``body``, ``challenge.x``, ``header.x`` or a JSON path."""
-        if field == "said":
+        known = self._words.get(place)
+        if known is None:
+            known = self._words[place] = self._read(place)
+        return known
+
+    def _read(self, place: str) -> str:
+        if place == "said":
             return self.said
-        if field == "body":
+        if place == "body":
             return normal(self.text)
-        where, _, name = field.partition(".")
+        where, _, name = place.partition(".")
         if where == "challenge":
-            return "|".join(normal(c.parameters[name]) for c in self.challenges if name in c.parameters)
+            return "|".join([normal(value) for value in self.parameters.get(name, ())])
         if where == "header":
             return normal(self.headers.get(name, ""))
-        return "|".join(normal(value) for value in self.members(tuple(field.split("."))) if isinstance(value, str))
+        return "|".join([normal(value) for value in self.members(place) if isinstance(value, str)])
 
 
-def _members(value: Any, path: tuple[str, ...], depth: int, budget: list[int]) -> Iterator[Any]:
+def _collect(value: Any, path: list[str], depth: int, budget: list[int], found: list[Any]) -> None:
     budget[0] -= 1
-    if budget[0] < 0 or depth > DEPTH:
+    if budget[0] < 0 or value is None or depth > DEPTH:
         return
     if isinstance(value, list):
         for item in value[:NODES]:
-            yield from _members(item, path, depth + 1, budget)
+            _collect(item, path, depth + 1, budget, found)
     elif not path:
-        yield value
+        found.append(value)
     elif isinstance(value, dict) and path[0] in value:
-        yield from _members(value[path[0]], path[1:], depth + 1, budget)
+        _collect(value[path[0]], path[1:], depth + 1, budget, found)
 
 
-def _telling(value: Any, name: str, depth: int, budget: list[int]) -> Iterator[str]:
+def _tell(value: Any, name: str, depth: int, budget: list[int], pieces: list[str]) -> None:
     budget[0] -= 1
     if budget[0] < 0 or depth > DEPTH:
         return
     if isinstance(value, str):
         if name in _TELLING:
-            yield value
+            pieces.append(value)
     elif isinstance(value, list):
         for item in value[:NODES]:
-            yield from _telling(item, name, depth + 1, budget)
+            _tell(item, name, depth + 1, budget, pieces)
     elif isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, str | list | dict):
                 short = key if key in _TELLING else _NOT_WORDS.sub("", key[:64].casefold())
-                yield from _telling(item, short, depth + 1, budget)
+                _tell(item, short, depth + 1, budget, pieces)

@@ -49,7 +49,7 @@ _TELLING_HEADER = re.compile(
 
 def looks_secret(text: str) -> bool:
     """Whether a single word looks like a token: long, with digits among letters, or a JWT."""
-    return any(_dense(run[0]) for run in _RUN.finditer(text)) or _JWT.search(text) is not None
+    return len(text) >= 10 and (any(_dense(run[0]) for run in _RUN.finditer(text)) or _JWT.search(text) is not None)
 
 
 def safe_text(text: object, limit: int = 200, secrets: Iterable[str | Secret] = ()) -> str:
@@ -63,24 +63,25 @@ def safe_text(text: object, limit: int = 200, secrets: Iterable[str | Secret] = 
 
 def escape(text: str, limit: int) -> str:
     """Return *text* capped, with control, format and surrogate characters as escapes (no line can be forged)."""
-    shown = []
-    for char in text[: limit + 1]:
-        if char.isprintable():
-            shown.append(char)
-        elif char == "\n":
-            shown.append("\\n")
-        else:
-            shown.append(char.encode("unicode_escape").decode("ascii"))
-    escaped = "".join(shown)
+    escaped = text[: limit + 1]
+    if not escaped.isprintable():
+        escaped = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in escaped
+        )
     return escaped if len(escaped) <= limit else escaped[: max(limit - 1, 0)] + "…"
 
 
-def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
+def mask_known(text: str, secrets: Iterable[str | Secret]) -> str:
+    """Return *text* with every one of the given secrets masked."""
     for secret in secrets:
-        known = secret.reveal() if isinstance(secret, Secret) else secret
-        if known:
-            text = text.replace(known, MASK)
-    window = limit + 4_096
+        # Not bound to a name, which a traceback could print; an empty one must not match between any two characters.
+        text = text.replace((secret.reveal() if isinstance(secret, Secret) else secret) or MASK, MASK)
+    return text
+
+
+def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
+    text = mask_known(text, secrets)
+    window = 2 * limit + 64
     if len(text) > window:  # what is cut in the middle might be half a token: it goes as a whole
         text = re.sub(r"[^\s\"',;<>]*$", "", text[:window])
     text = _JWT.sub(MASK, text)
@@ -127,11 +128,7 @@ def redact_headers(
 
 def _without(text: str, secrets: Iterable[str | Secret]) -> str:
     """Mask known secrets, JWTs and named credentials only: for fields whose long ids support needs."""
-    for secret in secrets:
-        known = secret.reveal() if isinstance(secret, Secret) else secret
-        if known:
-            text = text.replace(known, MASK)
-    return _NAMED.sub(rf"\1\2{MASK}", _SCHEME.sub(rf"\1\2{MASK}", _JWT.sub(MASK, text[:4096])))
+    return _NAMED.sub(rf"\1\2{MASK}", _SCHEME.sub(rf"\1\2{MASK}", _JWT.sub(MASK, mask_known(text, secrets)[:4096])))
 
 
 def redact_url(url: str, secrets: Iterable[str | Secret] = (), limit: int = 1_000) -> str:

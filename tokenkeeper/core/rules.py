@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tokenkeeper.core.challenge import Challenge
 from tokenkeeper.core.facts import Facts, normal, plain
 from tokenkeeper.model import Surface, Verdict
 
@@ -67,15 +68,18 @@ class InChallenge:
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
-        return any(
-            all(
-                _fits(challenge.scheme if name == "scheme" else challenge.parameters.get(name), values)
-                if values is not False
-                else facts.parameter(name) is None
-                for name, values in self.parameters.items()
-            )
-            for challenge in facts.challenges
-        )
+        for name, values in self.parameters.items():
+            if not _any_fits(facts.parameters.get(name), values):
+                return False
+        return len(self.parameters) == 1 or any(map(self._is, facts.challenges))
+
+    def _is(self, challenge: Challenge) -> bool:
+        """Whether one challenge has all that is asked for; what must not be there was looked at in all of them."""
+        for name, values in self.parameters.items():
+            value = challenge.scheme if name == "scheme" else challenge.parameters.get(name)
+            if values is not False and not _any_fits(None if value is None else [value.casefold()], values):
+                return False
+        return True
 
     def covers(self, other: Condition) -> bool:
         """Whether this holds wherever *other* holds."""
@@ -98,7 +102,8 @@ class InHeader:
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
-        return _fits(facts.headers.get(self.name), self.values)
+        value = facts.headers.get(self.name)
+        return _any_fits(None if value is None else [value.casefold()], self.values)
 
     def covers(self, other: Condition) -> bool:
         """Whether this holds wherever *other* holds."""
@@ -115,16 +120,11 @@ class InJson:
     path: str
     values: Wanted
     reads_body: bool = True
-    _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_names", tuple(self.path.split(".")))
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
-        if isinstance(self.values, bool):
-            return any(value is not None for value in facts.members(self._names)) is self.values
-        return any(plain(value) in self.values for value in facts.members(self._names))
+        found = facts.values(self.path)
+        return bool(found) is self.values if isinstance(self.values, bool) else not self.values.isdisjoint(found)
 
     def covers(self, other: Condition) -> bool:
         """Whether this holds wherever *other* holds."""
@@ -157,7 +157,9 @@ class InWords:
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
-        text = facts.words(self.place)
+        return self._says(facts.words(self.place))
+
+    def _says(self, text: str) -> bool:
         for parts, pattern in self._compiled:
             if parts[0] in text and (pattern is None or (parts[-1] in text and pattern.search(text))):
                 return True
@@ -167,16 +169,16 @@ class InWords:
         """Whether this holds wherever *other* holds."""
         if not isinstance(other, InWords) or self.place != other.place:
             return False
-        return all(any(mine in theirs for mine in map(normal, self.phrases)) for theirs in map(normal, other.phrases))
+        return all(self._says(normal(phrase.replace("*", " something "))) for phrase in other.phrases)
 
     def __str__(self) -> str:
         return f"{self.place} says " + " or ".join(repr(phrase) for phrase in self.phrases)
 
 
-def _fits(value: str | None, values: Wanted) -> bool:
+def _any_fits(found: list[str] | None, values: Wanted) -> bool:
     if isinstance(values, bool):
-        return (value is not None) is values
-    return value is not None and value[:256].casefold() in values
+        return bool(found) is values
+    return found is not None and not values.isdisjoint(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,10 @@ class Rule:
 
     def holds(self, facts: Facts) -> bool:
         """Whether every condition holds; the status is the caller's to look at."""
-        return all(condition.holds(facts) for condition in self.conditions)
+        for condition in self.conditions:  # noqa: SIM110 (this is the loop that diagnosis spends its time in)
+            if not condition.holds(facts):
+                return False
+        return True
 
     def fits(self, status: int) -> bool:
         """Whether the rule is about that status."""

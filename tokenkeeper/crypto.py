@@ -115,10 +115,10 @@ class Keyring:
         return ring
 
     def _take(self, built: tuple[_Key, ...] | _Problem) -> None:
+        self._keys = () if isinstance(built, _Problem) else built
+        self._by_head = {key.head: key for key in self._keys}
         if isinstance(built, _Problem):
             raise built.error()
-        self._keys = built
-        self._by_head = {key.head: key for key in built}
 
     @property
     def key_ids(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import httpcore2
 import httpx2
 
 from tokenkeeper.core.token_endpoint import (
+    CLAIM_LOST,
     LARGEST_ANSWER,
     NeverSent,
     TokenRequest,
@@ -29,9 +30,6 @@ from tokenkeeper.core.token_endpoint import (
 )
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Answer
-
-CLAIM_LOST = "claim lost"
-"""The reason of a NeverSent whose ``before_send`` said no."""
 
 CONNECT_SHARE = 0.5
 """The part of the deadline after which a request that is not on its way yet is not sent any more.
@@ -109,7 +107,15 @@ class Transport:
     def _verification(self) -> ssl.SSLContext:
         """The system's trust store, loaded once (or twice by two threads that come first, which is harmless)."""
         if self._ssl_context is None:
-            self._ssl_context = httpcore2.default_ssl_context()
+            try:
+                self._ssl_context = httpcore2.default_ssl_context()
+            except OSError as error:
+                raise ConfigurationError(
+                    f"the trust store that TLS needs cannot be loaded ({error.strerror}): nothing was sent. It is the "
+                    "operator's turn.",
+                    cause="bad_trust_store",
+                    fix="Correct or unset SSL_CERT_FILE and SSL_CERT_DIR, or install the system's CA certificates.",
+                ) from None
         return self._ssl_context
 
 
@@ -324,7 +330,13 @@ class _Stream(httpcore2.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002
     ) -> httpcore2.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._exchange.remaining()), self._exchange)
+        try:
+            return _Stream(
+                self._stream.start_tls(ssl_context, server_hostname, self._exchange.remaining()), self._exchange
+            )
+        except BaseException:
+            self.close()  # nobody else knows this connection yet
+            raise
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

@@ -66,6 +66,10 @@ class TokenRequest:
     body: Secret = field(repr=False)
 
 
+CLAIM_LOST = "claim lost"
+"""The reason of a NeverSent whose ``before_send`` said no."""
+
+
 @dataclass(frozen=True, slots=True)
 class NeverSent:
     """Not a byte of the request left this machine: the refresh token is as good as before."""
@@ -618,8 +622,12 @@ def _account(id_token: object) -> str | None:
     issuer, subject = claims.get("iss"), claims.get("sub")
     if not (isinstance(issuer, str) and isinstance(subject, str) and issuer and subject):
         return None
-    named = f"{len(issuer)}:{issuer}{subject}".encode("utf-8", "surrogatepass")
-    return hashlib.sha256(named).hexdigest()
+    return account_digest(issuer, subject)
+
+
+def account_digest(issuer: str, subject: str) -> str:
+    """Return the digest under which a provider's account is remembered."""
+    return hashlib.sha256(f"{len(issuer)}:{issuer}{subject}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _kind(value: object) -> str:

@@ -127,10 +127,10 @@ def from_host(value: object, mapper: Callable[[Any], object]) -> object:
     Raises ConfigurationError if *mapper* returns something else than ``(status, headers, body)``, an Answer, a known
     response or error, or None.
     """
-    seen = mapper(value)
-    if seen is None or status_of(seen) is not None:
-        return seen
-    return _as_answer(seen, "answer= of guard")
+    made = _made(mapper(value))
+    if isinstance(made, _Unreadable):
+        raise made.error("answer= of guard")
+    return made
 
 
 def repeatable(args: Iterable[object], kwargs: Mapping[str, object]) -> bool:
@@ -160,26 +160,36 @@ def _bytes(body: object) -> bytes | None:
     return bytes(body) if isinstance(body, bytes | bytearray | memoryview) else None
 
 
-def _as_answer(seen: object, whose: str) -> Answer:
-    """Return what a host's function said as an Answer, or tell the operator what is wrong with it."""
-    if isinstance(seen, Answer):
+class _Unreadable(NamedTuple):
+    """What is wrong with what a host's function returned; a text, so that the error's frames hold no body or header."""
+
+    problem: str
+
+    def error(self, whose: str) -> ConfigurationError:
+        """Return the operator's error."""
+        return ConfigurationError(
+            f"{whose} does not say what was answered: {self.problem}",
+            cause="unreadable_answer",
+            fix="return (status: int, headers: mapping or pairs, body: str, bytes or None), or None for what is no answer",
+        )
+
+
+def _made(seen: object) -> object:
+    """Return what a host's function returned if it is understood, as an Answer where it is a tuple."""
+    if seen is None or status_of(seen) is not None:
         return seen
-    problem = f"it returned a {type(seen).__name__}"
-    if isinstance(seen, tuple) and len(seen) == 3:
-        status, headers, body = seen
-        try:
-            if isinstance(status, int) and not isinstance(status, bool) and (body is None or _bytes(body) is not None):
-                return Answer(
-                    int(status), header_pairs(headers), None if body is None else (_bytes(body) or b"")[:BODY_LIMIT]
-                )
-            problem = f"its status is a {type(status).__name__} and its body a {type(body).__name__}"
-        except (TypeError, ValueError):
-            problem = f"its headers are a {type(headers).__name__} that is neither a mapping nor pairs"
-    raise ConfigurationError(
-        f"{whose} does not say what was answered: {problem}",
-        cause="unreadable_answer",
-        fix="return (status: int, headers: mapping or pairs, body: str, bytes or None), or None for what is no answer",
-    )
+    if not isinstance(seen, tuple) or len(seen) != 3:
+        return _Unreadable(f"it returned a {type(seen).__name__}")
+    status, headers, body = seen
+    if not isinstance(status, int) or isinstance(status, bool):
+        return _Unreadable(f"its status is a {type(status).__name__}")
+    text = _bytes(body)
+    if text is None and body is not None:
+        return _Unreadable(f"its body is a {type(body).__name__}")
+    pairs = _quietly(header_pairs, headers)
+    if pairs is None:
+        return _Unreadable(f"its headers are a {type(headers).__name__} that is neither a mapping nor pairs")
+    return Answer(int(status), pairs, text if text is None else text[:BODY_LIMIT])
 
 
 def _quietly(action: Callable[[Any], T], response: Any) -> T | None:
@@ -590,8 +600,10 @@ class _Host(_Library):
         self._reader = reader
 
     def answer(self, value: object) -> Answer | None:
-        seen = self._reader(value)
-        return None if seen is None else _as_answer(seen, "a registered reader")
+        made = self._reader(value) if isinstance(value, Answer) else _made(self._reader(value))
+        if isinstance(made, _Unreadable):
+            raise made.error("a registered reader")
+        return made if isinstance(made, Answer) else None
 
     def status(self, value: object) -> int | None:
         answer = self.answer(value)

@@ -49,7 +49,9 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(self._text.encode("utf-8", "surrogatepass"), other._text.encode("utf-8", "surrogatepass"))
+        return hmac.compare_digest(
+            self._text.encode("utf-8", "surrogatepass"), other._text.encode("utf-8", "surrogatepass")
+        )
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -64,7 +66,9 @@ class Secret:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} is not pickled: pass ids, never tokens, and read the token where it is used")
+        raise TypeError(
+            f"a {type(self).__name__} is not pickled: pass ids, never tokens, and read the token where it is used"
+        )
 
 
 class AccessToken(Secret):
@@ -445,7 +449,13 @@ class Registration:
         signing_algorithm: str = "RS256",
     ) -> None:
         secrets: Sequence[str | Secret]
-        secrets = () if client_secret is None else [client_secret] if isinstance(client_secret, str | Secret) else client_secret
+        secrets = (
+            ()
+            if client_secret is None
+            else [client_secret]
+            if isinstance(client_secret, str | Secret)
+            else client_secret
+        )
         values: dict[str, object] = {
             "name": checked_name(name, "registration's name"),
             "provider": name if provider is None else provider,

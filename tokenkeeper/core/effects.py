@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from tokenkeeper.core.token_endpoint import NeverSent, TokenRequest, TokenSet, Unanswered
+from tokenkeeper.core.token_endpoint import NeverSent, TokenSet, Unanswered
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.events import Event
 from tokenkeeper.model import (
@@ -221,7 +221,6 @@ class SaveTokens(Effect["Saved | Overtaken | Unsaved"]):
     claim: Claim
     tokens: TokenSet
     sent_at: float
-    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +267,13 @@ class OpenPrompt(Effect[Prompt]):
 
 @dataclass(frozen=True, slots=True)
 class Announce(Effect[None]):
-    """Record news that changes no grant; one that the event table has already is not told again."""
+    """Record news that changes no grant; one that the event table has already is not told again.
+
+    ``every``: the same news is told again after so many seconds (None: never).
+    """
 
     event: Event
+    every: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +307,13 @@ class EndPause(Effect[None]):
     """End the registration's pause: its credentials work."""
 
     registration: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetGrant(Effect[bool]):
+    """Delete the grant's row, at once; the answer says whether it was there."""
+
+    grant: StoredGrant
 
 
 # --- the authorization server ----------------------------------------------------------------------------------------
@@ -441,13 +451,15 @@ Outcome: TypeAlias = Renewed | Adopted | MemberTurn | OperatorTurn | Weather | G
 class Renew(Effect["Outcome | InProgress"]):
     """Join the grant's renewal in this process, or start it, and wait for its outcome as long as patience lasts.
 
-    ``seen`` is the token set that is not good enough; ``refused``: the provider refused it (otherwise: by the clock).
+    ``seen`` is the token set that is not good enough (None: whichever is stored); ``refused``: the provider refused it;
+    ``forced``: renew whatever the clock, a mark or a back-off says; ``minimum_lifetime``: seconds it must still live.
     """
 
     key: GrantKey
-    seen: Seen
+    seen: Seen | None
     refused: bool = False
     forced: bool = False
+    minimum_lifetime: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -559,11 +571,13 @@ class ConsumePending(Effect["PendingAuthorization | StateRefused"]):
 
 
 @dataclass(frozen=True, slots=True)
-class SendTokenRequest(Effect[Redeemed]):
-    """Send a token request that no claim guards (an authorization code)."""
+class RedeemCode(Effect[Redeemed]):
+    """Present an authorization code at the token endpoint; its state was used up before."""
 
-    request: TokenRequest
+    pending: PendingAuthorization
+    code: Secret
     deadline: float
+    secret: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -577,7 +591,11 @@ class FetchAccount(Effect["str | None"]):
 
 @dataclass(frozen=True, slots=True)
 class SaveConsent(Effect["StoredGrant"]):
-    """Store a consent's tokens: generation + 1, claim, mark and prompt cleared. ``old_refresh_token``: keep the stored one."""
+    """Store a consent's tokens: generation + 1, claim, mark and prompt cleared.
+
+    Where there is no new refresh token, ``keep_refresh_token`` keeps the stored one. ``sent_at`` is monotonic: since
+    when the tokens' lifetimes count (None: since now). ``event_id`` is the id of the news.
+    """
 
     key: GrantKey
     tokens: TokenSet
@@ -585,4 +603,4 @@ class SaveConsent(Effect["StoredGrant"]):
     account: str | None
     keep_refresh_token: bool
     sent_at: float | None
-    event: Event
+    event_id: str

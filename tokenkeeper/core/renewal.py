@@ -1,0 +1,372 @@
+"""The renewal: claim, redeem, save, adopt. Many workers, one refresh, no grant lost (DESIGN section 4).
+
+``renew`` runs once a grant at a time in a process (the driver sees to it) and any number of times at once across
+processes (the claim sees to it). Its outcome is a value that all who wait share. The order is everything:
+
+1. read the row: whoever is newer is adopted, a back-off or a pause is respected;
+2. claim, committed, before anything is sent: lease, in-flight mark and proof that the store is writable in one;
+3. open the refresh token and prove that sealing works;
+4. redeem, with one last look at the claim just before the request is written;
+5. save by compare-and-set; only then does anyone see the new token.
+
+What went wrong is never sent (give the claim back), ambiguous (keep the in-flight mark, replay as the rotation allows),
+refused (re-read; mark only what the claim still holds), the operator's (pause the registration) or the weather's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tokenkeeper.core.effects import (
+    SECOND,
+    Adopted,
+    Announce,
+    Claim,
+    ClaimGrant,
+    EndPause,
+    Flow,
+    Gone,
+    Introspect,
+    LoadGrant,
+    LoadPause,
+    Marked,
+    MarkGrant,
+    MemberTurn,
+    NewId,
+    OpenedRefreshToken,
+    OpenRefreshToken,
+    OperatorTurn,
+    Outcome,
+    Overtaken,
+    PauseRegistration,
+    Redeem,
+    ReleaseClaim,
+    RememberSecret,
+    Renewed,
+    Saved,
+    SaveTokens,
+    SealTrouble,
+    SecretInUse,
+    Seen,
+    Sleep,
+    SpillTokens,
+    StoredGrant,
+    Unsaved,
+    Weather,
+)
+from tokenkeeper.core.incident import incident_record
+from tokenkeeper.core.profile import Profile
+from tokenkeeper.core.token_endpoint import CLAIM_LOST, NeverSent, TokenSet, Unanswered, read_token_answer
+from tokenkeeper.events import ProviderTrouble
+from tokenkeeper.model import (
+    Answer,
+    Diagnosis,
+    Freshness,
+    GrantKey,
+    GrantStatus,
+    Registration,
+    Remedy,
+    Rotation,
+    Secret,
+    Verdict,
+)
+
+EARLY_REFUSALS = 30.0
+"""A generation refused before its own expiry is renewed at most once in so many seconds."""
+
+BLOCKED_SECONDS = 300.0
+"""How long a blocked account's refresh token is left alone."""
+
+MAX_BACK_OFF = 3600.0
+POLL = (0.025, 0.05, 0.1)
+"""Seconds between looks at a row that another worker has claimed; the last one repeats."""
+
+SAVE_RETRY = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds between attempts to save new tokens; the last one repeats."""
+
+GRACE_MARGIN = 2.0
+MAX_REPLAYS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalJob:
+    """What is to be renewed and why: the token set ``seen`` is refused, or old by its clock, or renewal is ``forced``."""
+
+    key: GrantKey
+    registration: Registration
+    profile: Profile
+    seen: Seen | None
+    refused: bool = False
+    forced: bool = False
+    minimum_lifetime: float = 0.0
+    leeway: float | None = None
+
+
+def renew(job: RenewalJob) -> Flow[Outcome]:
+    """Replace the tokens that *job* has seen, or adopt those that somebody else has put in their place."""
+    patience = 2 * job.profile.timing.lease
+    waited = 0.0
+    looks = 0
+    while True:
+        grant = yield from LoadGrant(job.key)
+        if grant is None:
+            return Gone()
+        job = job if job.seen else replace(job, seen=grant.seen)
+        settled = judge(job, grant)
+        if settled is not None:
+            return settled
+        if (claim := (yield from claimed(job, grant))) is not None:
+            if isinstance(claim, OperatorTurn):
+                return claim
+            outcome = yield from redeem(job, claim)
+            if outcome is not None:
+                return outcome
+        if waited > patience:
+            return Weather("claimed_elsewhere", retry_after=POLL[-1])
+        pause = POLL[min(looks, len(POLL) - 1)] * (0.75 + 0.5 * int((grant.claim_id or grant.id)[:2], 16) / 0xFF)
+        yield from Sleep(pause)
+        waited, looks = waited + pause, looks + 1
+
+
+def judge(job: RenewalJob, grant: StoredGrant) -> Outcome | None:
+    """Say why nothing needs to be, or may be, sent for *grant*; None: claim it (or wait for the one who has)."""
+    assert job.seen is not None
+    if grant.status is GrantStatus.REVOKING:
+        return MemberTurn("revoking", grant.prompt, grant=grant)
+    if grant.status is GrantStatus.NEEDS_REAUTHENTICATION and not job.forced:
+        return MemberTurn(grant.prompt.cause if grant.prompt else "refused", grant.prompt, grant=grant)
+    if grant.newer_than(job.seen):
+        return Adopted(grant)
+    fresh = grant.freshness(job.leeway)
+    left = grant.seconds_left()
+    lives = left is None or left >= job.minimum_lifetime
+    if not job.refused and not job.forced and lives and fresh in (Freshness.FRESH, Freshness.UNKNOWN):
+        return Adopted(grant)
+    if grant.sealed_refresh_token is None:
+        return MemberTurn("no_refresh_token", grant.prompt, grant=grant, marked=False)
+    if job.forced:
+        return None
+    if job.refused and fresh is not Freshness.EXPIRED and renewed_lately(grant):
+        return MemberTurn("refused_after_renewal", grant.prompt, grant=grant, marked=False)
+    if grant.retry_at is not None and grant.retry_at > grant.now:
+        return Weather("backing_off", retry_after=(grant.retry_at - grant.now) / SECOND)
+    if grant.claim_id is None and (wait := held(job, grant, grant.in_flight_tries)):
+        return Weather("in_doubt", retry_after=wait)
+    return None
+
+
+def renewed_lately(grant: StoredGrant) -> bool:
+    """Whether these tokens come from a renewal (not from the member's own consent) of a moment ago."""
+    if grant.renewed_at is None or grant.renewed_at <= grant.consented_at:
+        return False
+    return grant.now - grant.renewed_at < EARLY_REFUSALS * SECOND
+
+
+def held(job: RenewalJob, grant: StoredGrant, tries: int) -> float | None:
+    """After *tries* presentations without an answer: seconds to hold the replay, or None if it may be sent.
+
+    Where a reuse kills the family, the old access token is used up first; once it is dead there is nothing left to
+    lose by asking again. An outage never condemns a grant: only an answer does.
+    """
+    if tries == 0 or grant.in_flight_since is None:
+        return None
+    match job.profile.effective_rotation:
+        case Rotation.NONE | Rotation.BY_USE:
+            return None
+        case Rotation.GRACE if tries <= MAX_REPLAYS and grant.now < grace_ends(job, grant):
+            return None
+        case Rotation.UNKNOWN if tries == 1:
+            return None
+    left = grant.seconds_left()
+    if job.refused or left is None or left <= 0:
+        return None
+    return left
+
+
+def grace_ends(job: RenewalJob, grant: StoredGrant) -> float:
+    """When (microseconds) the provider's grace for the refresh token in flight is over, less a margin."""
+    assert grant.in_flight_since is not None
+    return grant.in_flight_since + ((job.profile.grace_seconds or 0) - GRACE_MARGIN) * SECOND
+
+
+def claimed(job: RenewalJob, grant: StoredGrant) -> Flow[Claim | OperatorTurn | None]:
+    """Take the claim, unless the registration is paused. None: somebody else has it; look again."""
+    if not job.forced:
+        pause = yield from LoadPause(job.key.registration)
+        if pause is not None and not pause.probing:
+            return OperatorTurn(
+                pause.cause, f"renewals of {job.key.registration!r} are paused: {pause.cause}", pause.fix
+            )
+    claim = yield from ClaimGrant(grant, job.profile.timing.lease, job.forced)
+    if claim is None:
+        return None
+    if not job.forced and held(job, claim.grant, claim.grant.in_flight_tries - 1):
+        yield from ReleaseClaim(claim, in_doubt=False, failed=False)
+        return None
+    return claim
+
+
+def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
+    """Present the claimed refresh token once and deal with whatever comes of it. None: the claim was lost; look again."""
+    opened = yield from OpenRefreshToken(claim)
+    if isinstance(opened, SealTrouble):
+        yield from ReleaseClaim(claim, in_doubt=False, failed=False)
+        return OperatorTurn("key_unavailable", str(opened.error), opened.error.fix, error=opened.error)
+    first = yield from SecretInUse(job.key.registration)
+    secrets = max(len(job.registration.client_secret), 1)
+    for attempt in range(secrets):
+        which = (first + attempt) % secrets
+        redeemed = yield from Redeem(claim, opened.secret, job.profile.timing.deadline, which)
+        match redeemed.outcome:
+            case NeverSent(reason) if reason == CLAIM_LOST:
+                return None
+            case NeverSent(reason):
+                yield from ReleaseClaim(claim, in_doubt=False, retry_after=back_off(claim))
+                return Weather("unreachable", retry_after=back_off(claim), diagnosis=weather(reason))
+            case Unanswered(reason):
+                return (yield from ambiguous(job, claim, "unanswered", weather(reason)))
+            case Answer() as answer:
+                read = read_token_answer(answer, job.profile)
+                if isinstance(read, TokenSet):
+                    if which != first:
+                        yield from RememberSecret(job.key.registration, which)
+                    return (yield from save(job, claim, with_refresh_token(read, opened), redeemed.sent_at))
+                if read.error_code == "invalid_client" and attempt + 1 < secrets:
+                    continue
+                return (yield from refused(job, claim, opened.secret, answer, read))
+    raise AssertionError("the last secret's answer was dealt with above")  # pragma: no cover
+
+
+def with_refresh_token(tokens: TokenSet, opened: OpenedRefreshToken) -> TokenSet:
+    """No new refresh token in the answer: the old one stays (RFC 6749 section 6)."""
+    return tokens if tokens.refresh_token else replace(tokens, refresh_token=opened.secret)
+
+
+def save(job: RenewalJob, claim: Claim, tokens: TokenSet, sent_at: float) -> Flow[Outcome]:
+    """Store the new tokens, however long it takes: they exist nowhere else."""
+    yield from SpillTokens(claim, tokens, sent_at)
+    failures = 0
+    while True:
+        match (yield from SaveTokens(claim, tokens, sent_at)):
+            case Saved(grant):
+                pause = yield from LoadPause(job.key.registration)
+                if pause is not None:
+                    yield from EndPause(job.key.registration)
+                return Renewed(grant)
+            case Overtaken(None):
+                return Gone()
+            case Overtaken(grant):
+                return Adopted(grant)
+            case Unsaved():
+                yield from Sleep(SAVE_RETRY[min(failures, len(SAVE_RETRY) - 1)])
+                failures += 1
+
+
+def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagnosis: Diagnosis) -> Flow[Outcome | None]:
+    """Deal with a token endpoint's refusal, by whose turn it is."""
+    match diagnosis.remedy:
+        case Remedy.REAUTHENTICATE if diagnosis.verdict not in (Verdict.REVOKED, Verdict.STEP_UP):
+            return (yield from ended(job, claim, token, diagnosis))
+        case Remedy.ACT_AT_PROVIDER:
+            yield from ReleaseClaim(claim, in_doubt=False, retry_after=BLOCKED_SECONDS)
+            return MemberTurn("account_blocked", claim.grant.prompt, diagnosis, claim.grant, marked=False, blocked=True)
+        case Remedy.RECONFIGURE | Remedy.REPEAT | Remedy.WIDEN_SCOPE:
+            yield from ReleaseClaim(claim, in_doubt=False, failed=False)
+            yield from PauseRegistration(job.key.registration, diagnosis.error_code or diagnosis.verdict, diagnosis.fix)
+            return OperatorTurn(diagnosis.error_code or diagnosis.verdict, diagnosis.message, diagnosis.fix, diagnosis)
+    if diagnosis.verdict is Verdict.RATE_LIMITED or 400 <= answer.status < 500:
+        wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
+        yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
+        if diagnosis.verdict is not Verdict.RATE_LIMITED:
+            yield from trouble(job, answer, diagnosis)
+        return Weather(diagnosis.verdict, retry_after=wait, diagnosis=diagnosis)
+    yield from trouble(job, answer, diagnosis)
+    return (yield from ambiguous(job, claim, diagnosis.verdict, diagnosis))
+
+
+def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) -> Flow[Outcome | None]:
+    """The refresh token is dead: mark the grant, unless somebody newer is in the store, and keep the ciphertext."""
+    cause: str = diagnosis.verdict
+    if job.profile.introspection_endpoint and diagnosis.verdict is Verdict.GRANT_INVALID:
+        match (yield from Introspect(job.key.registration, token, job.profile.timing.deadline)):
+            case "active":
+                # Refused, yet alive: the provider contradicts itself. That is weather, not the member's turn.
+                wait = back_off(claim)
+                yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
+                return Weather("contradiction", retry_after=wait, diagnosis=diagnosis)
+            case "expired":
+                cause = Verdict.GRANT_EXPIRED
+            case "revoked":
+                cause = Verdict.GRANT_REVOKED
+    if claim.in_doubt and cause in (Verdict.GRANT_INVALID, Verdict.GRANT_REUSED):
+        cause = "lost_answer"
+    match (yield from MarkGrant(claim.grant, cause, claim, claims=diagnosis.claims, acr_values=diagnosis.acr_values)):
+        case Marked(grant):
+            return MemberTurn(cause, grant.prompt, diagnosis, grant)
+        case None:
+            return Gone()
+        case grant if grant.newer_than(claim.grant.seen):
+            return Adopted(grant)
+    return None
+
+
+def ambiguous(job: RenewalJob, claim: Claim, cause: str, diagnosis: Diagnosis) -> Flow[Outcome]:
+    """Sent, and nobody knows what became of it: keep the in-flight mark; inside a grace the keeper replays by itself."""
+    grant = claim.grant
+    wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
+    follow_up = None
+    if job.profile.effective_rotation is Rotation.GRACE and grant.in_flight_tries <= MAX_REPLAYS:
+        wait = min(wait, 1.0)
+        follow_up = wait
+    yield from ReleaseClaim(claim, in_doubt=True, retry_after=wait)
+    return Weather(cause, retry_after=wait, diagnosis=diagnosis, follow_up=follow_up)
+
+
+def back_off(claim: Claim) -> float:
+    """Seconds until the next try: 1, 2, 4, … up to 15 minutes, ± 20 % by the claim's random id."""
+    spread = 0.8 + 0.4 * int(claim.id[:4], 16) / 0xFFFF
+    return float(min(2.0 ** min(claim.grant.failures, 12), 900.0) * spread)
+
+
+def weather(reason: str) -> Diagnosis:
+    """A diagnosis for a token request that had no answer."""
+    verdict = Verdict.PROVIDER_FAULT
+    return Diagnosis(
+        verdict,
+        verdict.remedy,
+        verdict.turn,
+        rule="transport",
+        message=f"The token endpoint did not answer: {reason}.",
+        fix="Nothing is lost: the grant is kept and the renewal is tried again.",
+    )
+
+
+def trouble(job: RenewalJob, answer: Answer, diagnosis: Diagnosis) -> Flow[None]:
+    """Record an incident for the provider's support."""
+    incident = incident_record(
+        answer, method="POST", url=job.profile.token_endpoint, client_id=job.registration.client_id
+    )
+    yield from Announce(
+        ProviderTrouble(
+            id=(yield from NewId()),
+            registration=job.key.registration,
+            member=job.key.member,
+            cause=diagnosis.rule,
+            incident=incident,
+        )
+    )
+
+
+def answers(job: RenewalJob, outcome: Outcome) -> bool:
+    """Whether the outcome of somebody else's renewal in this process answers *job*; otherwise it asks for its own."""
+    match outcome:
+        case Renewed():
+            return True
+        case Adopted(grant):
+            newer = job.seen is not None and grant.newer_than(job.seen)
+            left = grant.seconds_left()
+            return newer or not (job.refused or job.forced or (left is not None and left < job.minimum_lifetime))
+        case MemberTurn(marked=True) | Gone():
+            return not job.forced
+        case _:
+            return not (job.refused or job.forced)

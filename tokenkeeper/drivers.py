@@ -1,0 +1,490 @@
+"""The drivers: two short loops around one ``match``, the only code that performs effects.
+
+A driver runs one flow. ``SyncDriver`` performs everything in its own thread; ``AsyncDriver`` awaits the user's call, the
+reading of its answer and all waiting, and hands the rest to a ``SyncDriver`` in the engine room's threads. News of
+committed changes is told when the flow has ended: outside every claim and transaction, before the caller goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tokenkeeper import answers
+from tokenkeeper.core.effects import (
+    Announce,
+    CallApi,
+    ClaimGrant,
+    ConsumePending,
+    CountRefusal,
+    Discard,
+    Effect,
+    EndPause,
+    FetchAccount,
+    Flow,
+    ForgetGrant,
+    InProgress,
+    Introspect,
+    LoadGrant,
+    LoadPause,
+    MarkGrant,
+    NewId,
+    OpenAccessToken,
+    OpenedRefreshToken,
+    OpenPrompt,
+    OpenRefreshToken,
+    OperatorTurn,
+    Outcome,
+    PauseRegistration,
+    RandomText,
+    Redeem,
+    RedeemCode,
+    Redeemed,
+    ReleaseClaim,
+    RememberSecret,
+    Renew,
+    Repeatable,
+    Reply,
+    SaveConsent,
+    SavePending,
+    SaveTokens,
+    SealTrouble,
+    SecretInUse,
+    Sleep,
+    SpillTokens,
+    StartRenewal,
+    StoredGrant,
+    Unsaved,
+    Weather,
+)
+from tokenkeeper.core.renewal import RenewalJob, renew
+from tokenkeeper.core.renewal import answers as answers_job
+from tokenkeeper.engine_room import EngineRoom
+from tokenkeeper.errors import ConfigurationError, TemporarilyUnavailable, TokenKeeperError
+from tokenkeeper.events import ConfigurationProblem, Event
+from tokenkeeper.model import AccessToken, Answer, Secret, to_datetime
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EXTEND_AFTER = 1.0
+"""A claim older than this (seconds) is extended before its request is written; if it was lost, nothing is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The user's call: the function with everything but the token, and how to read what it answers."""
+
+    function: Callable[[AccessToken], Any]
+    arguments: tuple[tuple[object, ...], Mapping[str, object]] = ((), {})
+    mapper: Callable[[Any], object] | None = None
+    wants_body: Callable[[int], bool] = lambda status: status >= 400
+    errors_in_200: bool = False
+    repeatable: bool | None = None
+
+    def subject(self, value: object) -> object:
+        """What is read as the answer: the value itself, or what the host's ``answer=`` makes of it."""
+        return value if self.mapper is None else answers.from_host(value, self.mapper)
+
+    def judged(self, subject: object) -> bool:
+        """Whether the answer is one to look into: a refusal, or a success that may hide an error."""
+        if isinstance(subject, Answer):
+            return subject.status >= 400 or self.errors_in_200
+        status = answers.status_of(subject)
+        return status is not None and (status >= 400 or self.errors_in_200)
+
+    def reply(self, value: object, raised: bool, seen: answers.Exchange | Answer | None) -> Reply:
+        """The reply as the core knows it."""
+        if isinstance(seen, answers.Exchange):
+            return Reply(value, raised, seen.answer, seen.method, seen.url, seen.request_headers)
+        return Reply(value, raised, seen)
+
+    def hidden(self, subject: object) -> Answer | None:
+        """A success whose JSON body was read already, where the provider hides errors in those; a stream is not touched."""
+        status = answers.status_of(subject)
+        if status is None or status >= 400:
+            return None
+        body = answers.already_read_json(subject)
+        return None if body is None else Answer(status, (("content-type", "application/json"),), body)
+
+    def read(self, value: object, raised: bool) -> Reply:
+        """Read what was returned or raised."""
+        subject = self.subject(value)
+        if not self.judged(subject):
+            return Reply(value, raised)
+        seen = subject if isinstance(subject, Answer) else self.hidden(subject) or self._read_refusal(subject)
+        return self.reply(value, raised, seen)
+
+    def _read_refusal(self, subject: object) -> answers.Exchange | None:
+        status = answers.status_of(subject)
+        return answers.read(subject, self.wants_body) if status is not None and status >= 400 else None
+
+    async def aread(self, value: object, raised: bool) -> Reply:
+        """Read what was returned or raised, waiting for an async library's body."""
+        subject = self.subject(value)
+        if not self.judged(subject):
+            return Reply(value, raised)
+        if isinstance(subject, Answer):
+            return self.reply(value, raised, subject)
+        hidden = self.hidden(subject)
+        status = answers.status_of(subject)
+        if hidden is None and status is not None and status >= 400:
+            return self.reply(value, raised, await answers.aread(subject, self.wants_body))
+        return self.reply(value, raised, hidden)
+
+    def can_repeat(self) -> bool:
+        """Whether the call can be made again: no argument is a used-up stream."""
+        return answers.repeatable(*self.arguments) if self.repeatable is None else self.repeatable
+
+
+class SyncDriver:
+    """Runs one flow in this thread."""
+
+    def __init__(self, room: EngineRoom, call: Call | None = None) -> None:
+        self._room = room
+        self._call = call
+        self.events: list[Event] = []
+        """News of committed changes, told when the flow has ended."""
+
+    def run(self, flow: Flow[T]) -> T:
+        """Perform the flow's effects until it returns or raises; then tell the news."""
+        try:
+            return self._drive(flow)
+        finally:
+            self.tell()
+
+    def _drive(self, flow: Flow[T]) -> T:
+        answer: object = None
+        with closing(flow):
+            while True:
+                try:
+                    effect = flow.send(answer)
+                except StopIteration as finished:
+                    result: T = finished.value
+                    return result
+                answer = self.perform(effect)
+
+    def tell(self) -> None:
+        """Run the host's callbacks for what was committed since the last time."""
+        events, self.events = self.events, []
+        self._room.news.tell(events)
+
+    def perform(self, effect: Effect[Any]) -> object:  # noqa: C901, PLR0912 - one case an effect
+        """Do what the flow asks for, and return the answer."""
+        room, tell = self._room, self.events.append
+        match effect:
+            case LoadGrant(key):
+                return room.store.load(key)
+            case OpenAccessToken(grant):
+                return self._open(grant)
+            case CallApi(token):
+                return self._call_api(token)
+            case Renew():
+                return self._renew(effect)
+            case StartRenewal(key, seen):
+                start_renewal(room, job_of(room, Renew(key, seen)))
+            case Discard(reply):
+                answers.close(reply.value)
+            case Repeatable():
+                return self._call is not None and self._call.can_repeat()
+            case Sleep(seconds):
+                room.clock.wait(seconds, room.closing)
+            case ClaimGrant():
+                room.refuse_if_closing()
+                return room.store.claim(effect, effect.lease)
+            case ReleaseClaim(claim, in_doubt, retry_after, failed):
+                room.store.release(claim, in_doubt=in_doubt, retry_after=retry_after, failed=failed)
+            case OpenRefreshToken(claim):
+                try:
+                    return OpenedRefreshToken(room.store.open_refresh_token(claim.grant, tell))
+                except ConfigurationError as error:
+                    return SealTrouble(error)
+            case Redeem():
+                return self._redeem(effect)
+            case SpillTokens():
+                self._spill(effect)
+            case SaveTokens():
+                return self._save(effect)
+            case MarkGrant():
+                room.cache.drop(effect.grant.key)
+                return room.store.mark(effect, tell)
+            case OpenPrompt():
+                return room.store.open_prompt(effect, tell)
+            case Announce(event, every):
+                if room.is_news(event, every):
+                    room.store.announce(event, tell, every)
+            case LoadPause(registration):
+                return room.store.load_pause(registration, room.server(registration).credentials)
+            case PauseRegistration(registration, cause, fix):
+                self._pause(registration, cause, fix)
+            case EndPause(registration):
+                room.store.end_pause(registration)
+            case SecretInUse(registration):
+                return room.server(registration).secret_in_use
+            case RememberSecret(registration, secret):
+                room.server(registration).secret_in_use = secret
+            case Introspect(registration, token, deadline):
+                return room.server(registration).introspect(token, deadline)
+            case CountRefusal(key):
+                return room.count_refusal(key)
+            case NewId():
+                return secrets.token_hex(16)
+            case RandomText(size):
+                return Secret(secrets.token_urlsafe(size))
+            case SavePending():
+                return room.store.save_pending(effect)
+            case ConsumePending():
+                return room.store.consume_pending(effect)
+            case RedeemCode(pending, code, deadline, secret):
+                return room.server(pending.key.registration).redeem_code(pending, code, secret, deadline)
+            case FetchAccount(registration, token, deadline):
+                return room.server(registration).account(token, deadline)
+            case SaveConsent():
+                room.cache.drop(effect.key)
+                return room.store.save_consent(effect, tell)
+            case ForgetGrant(grant):
+                room.cache.drop(grant.key)
+                return room.store.forget(grant, tell)
+            case _:
+                raise TypeError(f"no driver performs {type(effect).__name__}")
+        return None
+
+    def _open(self, grant: StoredGrant) -> AccessToken:
+        profile = self._room.profiles[grant.key.registration]
+        token = AccessToken(
+            self._room.store.open_access_token(grant, self.events.append).reveal(),
+            grant_id=grant.id,
+            generation=grant.generation,
+            expires_at=to_datetime(grant.access_expires_at),
+            header=profile.header,
+            scheme=profile.scheme,
+        )
+        self._room.cache.put(grant, token, self._room.leeway)
+        return token
+
+    def _call_api(self, token: AccessToken) -> Reply:
+        assert self._call is not None
+        try:
+            value = self._call.function(token)
+        except TokenKeeperError:
+            raise
+        except Exception as error:
+            reply = self._call.read(error, raised=True)
+            if reply.answer is None:
+                raise
+        else:
+            if inspect.isawaitable(value):
+                close_awaitable(value)
+                raise TypeError(
+                    "a guarded function of a TokenKeeper returned an awaitable: use an AsyncTokenKeeper for it"
+                )
+            reply = self._call.read(value, raised=False)
+        return reply
+
+    def _renew(self, effect: Renew) -> Outcome | InProgress:
+        end = self._room.patience
+        started = self._room.monotonic()
+        job = job_of(self._room, effect)
+        while True:
+            future, ours = self._room.join_renewal(job, runner(self._room))
+            try:
+                outcome = future.result(max(end - (self._room.monotonic() - started), 0.001))
+            except TimeoutError:
+                return InProgress()
+            if ours or answers_job(job, outcome):
+                return outcome
+
+    def _redeem(self, effect: Redeem) -> Redeemed:
+        room, claim = self._room, effect.claim
+
+        def confirm() -> bool:
+            if room.monotonic() - claim.taken_at <= EXTEND_AFTER:
+                return True
+            return room.store.extend_claim(claim)
+
+        server = room.server(claim.grant.key.registration)
+        return server.redeem(effect.refresh_token, effect.secret, effect.deadline, confirm)
+
+    def _spill(self, effect: SpillTokens) -> None:
+        spill = self._room.spill
+        if spill is None:
+            return
+        sealed = self._room.store.seal(effect.claim.grant, effect.tokens)
+        elapsed = self._room.monotonic() - effect.sent_at
+        ends = sealed.expires_at
+        if ends is None and sealed.expires_in is not None:
+            ends = self._room.clock.epoch() + sealed.expires_in - elapsed
+        try:
+            spill.write(effect.claim.id, sealed, ends)
+        except OSError as error:
+            logger.error(
+                "new tokens cannot be spilled (%s): they are only in memory until they are saved", error.strerror
+            )
+
+    def _save(self, effect: SaveTokens) -> object:
+        room, claim = self._room, effect.claim
+        elapsed = room.monotonic() - effect.sent_at
+        try:
+            sealed = room.store.seal(claim.grant, effect.tokens)
+            saved, row = room.store.save_renewal(sealed, elapsed, claim.id, self.events.append)
+        except TokenKeeperError as error:
+            logger.error("renewed tokens of grant %s are not stored yet (%s)", claim.grant.id, error.cause)
+            return Unsaved(error.cause or "store")
+        room.cache.drop(claim.grant.key)
+        if row is not None and row.generation >= sealed.generation and room.spill is not None:
+            room.spill.remove(claim.id)
+        elif row is None and room.spill is not None:
+            room.spill.remove(claim.id)
+        return saved
+
+    def _pause(self, registration: str, cause: str, fix: str) -> None:
+        event = ConfigurationProblem(
+            id=secrets.token_hex(16),
+            registration=registration,
+            cause=cause,
+            fix=fix,
+            at=to_datetime(self._room.store.now()),
+        )
+        self._room.store.pause(event, self._room.server(registration).credentials, cause, fix, self.events.append)
+
+
+class AsyncDriver:
+    """Runs one flow in the running event loop; only the user's call, the reading of its answer and waiting are async."""
+
+    def __init__(self, room: EngineRoom, call: Call | None = None) -> None:
+        self._room = room
+        self._call = call
+        self._sync = SyncDriver(room, call)
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Perform the flow's effects until it returns or raises; then tell the news."""
+        self._room.news.loop = asyncio.get_running_loop()
+        try:
+            return await self._drive(flow)
+        finally:
+            if self._sync.events:
+                await offload(self._room, self._sync.tell)
+
+    async def _drive(self, flow: Flow[T]) -> T:
+        answer: object = None
+        with closing(flow):
+            while True:
+                try:
+                    effect = flow.send(answer)
+                except StopIteration as finished:
+                    result: T = finished.value
+                    return result
+                answer = await self._perform(effect)
+
+    async def _perform(self, effect: Effect[Any]) -> object:
+        match effect:
+            case CallApi(token):
+                return await self._call_api(token)
+            case Renew():
+                return await self._renew(effect)
+            case Discard(reply):
+                return await answers.aclose(reply.value)
+            case Sleep(seconds):
+                return await self._room.clock.sleep(seconds)
+            case Repeatable() | CountRefusal() | NewId() | OpenAccessToken():
+                return self._sync.perform(effect)
+        return await offload(self._room, self._sync.perform, effect)
+
+    async def _call_api(self, token: AccessToken) -> Reply:
+        assert self._call is not None
+        try:
+            value = await self._call.function(token)
+        except TokenKeeperError:
+            raise
+        except Exception as error:
+            reply = await self._call.aread(error, raised=True)
+            if reply.answer is None:
+                raise
+        else:
+            reply = await self._call.aread(value, raised=False)
+        return reply
+
+    async def _renew(self, effect: Renew) -> Outcome | InProgress:
+        job = job_of(self._room, effect)
+        end = asyncio.get_running_loop().time() + self._room.patience
+        while True:
+            future, ours = self._room.join_renewal(job, runner(self._room))
+            left = end - asyncio.get_running_loop().time()
+            # The future is the renewal's, not this caller's: cancelling the caller must not cancel it.
+            waiter = asyncio.shield(asyncio.wrap_future(future))
+            try:
+                outcome = await asyncio.wait_for(waiter, max(left, 0.001))
+            except TimeoutError:
+                return InProgress()
+            if ours or answers_job(job, outcome):
+                return outcome
+
+
+async def offload(room: EngineRoom, function: Callable[..., T], *args: Any) -> T:
+    """Run *function* in the engine room's store threads; what was begun there ends there, whoever is cancelled."""
+    return await asyncio.wrap_future(room.store_workers.submit(function, *args))
+
+
+def job_of(room: EngineRoom, effect: Renew) -> RenewalJob:
+    """The renewal that an effect asks for."""
+    name = effect.key.registration
+    return RenewalJob(
+        effect.key,
+        room.registrations[name],
+        room.profiles[name],
+        effect.seen,
+        effect.refused,
+        effect.forced,
+        effect.minimum_lifetime,
+        room.leeway,
+    )
+
+
+def start_renewal(room: EngineRoom, job: RenewalJob) -> None:
+    """Start a renewal that nobody waits for; what it finds is in the store."""
+    future, _ = room.join_renewal(job, runner(room))
+    future.add_done_callback(_note_failure)
+
+
+def _note_failure(future: Future[Outcome]) -> None:
+    error = future.exception()
+    if error is not None:
+        logger.warning("a background renewal failed: %s", type(error).__name__)
+
+
+def runner(room: EngineRoom) -> Callable[[RenewalJob], Outcome]:
+    """Return what runs a renewal in an engine room's thread."""
+
+    def run(job: RenewalJob) -> Outcome:
+        driver = SyncDriver(room)
+        try:
+            outcome = driver._drive(renew(job))
+        except ConfigurationError as error:
+            outcome = OperatorTurn(error.cause or "configuration", str(error), error.fix, error=error)
+        except TemporarilyUnavailable as error:
+            outcome = Weather(error.cause or "store", error.retry_after)
+        finally:
+            room.settled(job.key)
+        driver.tell()
+        if isinstance(outcome, Weather) and outcome.follow_up is not None:
+            again = dataclasses.replace(job, refused=False, forced=False)
+            room.later(outcome.follow_up, lambda: start_renewal(room, again))
+        return outcome
+
+    return run
+
+
+def close_awaitable(value: Awaitable[Any]) -> None:
+    """Close a coroutine that nobody will await, so that it does not warn."""
+    close = getattr(value, "close", None)
+    if close is not None:
+        close()

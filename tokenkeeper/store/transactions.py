@@ -1,0 +1,435 @@
+"""The store as the drivers use it: one method a store effect, each one short transaction (or one plain read).
+
+Nothing is held between two of them: no row lock, no advisory lock, no connection. The database's exceptions leave here
+as tokenkeeper's own, saying whose turn it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from tokenkeeper.clock import Clock
+from tokenkeeper.core.effects import (
+    Claim,
+    ClaimGrant,
+    ConsumePending,
+    Marked,
+    MarkGrant,
+    OpenPrompt,
+    Overtaken,
+    Pause,
+    PendingAuthorization,
+    Saved,
+    SaveConsent,
+    SavePending,
+    StateRefused,
+    StoredGrant,
+)
+from tokenkeeper.core.token_endpoint import TokenSet
+from tokenkeeper.crypto import Context, Keyring
+from tokenkeeper.errors import SecretTampered, TemporarilyUnavailable
+from tokenkeeper.events import (
+    Event,
+    GrantConnected,
+    GrantForgotten,
+    ReauthenticationNeeded,
+    TamperingDetected,
+    TokensRenewed,
+    stable_id,
+)
+from tokenkeeper.model import GrantKey, Prompt, Secret, to_datetime
+from tokenkeeper.store import operations, schema
+from tokenkeeper.store.engine import store_errors
+from tokenkeeper.store.sealed import SealedTokens, open_access_token, open_refresh_token, seal_tokens
+from tokenkeeper.store.watch import ClockWatch
+
+PROBE_SECONDS = 300.0
+"""While a registration is paused, one renewal in so many seconds tries whether it is over."""
+
+PRUNE_SECONDS = 86_400.0
+
+Tell = Callable[[Event], None]
+"""Takes the news of a transaction once it is committed."""
+
+
+class Store:
+    """Grants, authorizations, events and pauses in one database."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, clock: Clock, *, audit: bool = False) -> None:
+        self.engine = engine
+        self.keyring = keyring
+        self._clock = clock
+        self._now = clock.database_now()
+        self._audit = audit
+        self._watch = ClockWatch()
+        self._checked = False
+        self._check_lock = threading.Lock()
+        self._pruned_at: float | None = None
+
+    # --- transactions ---
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with store_errors():
+            self._check_schema()
+            with self.engine.connect() as connection:
+                yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with store_errors():
+            self._check_schema()
+            with self.engine.begin() as connection:
+                yield connection
+
+    def _check_schema(self) -> None:
+        if self._checked:
+            return
+        with self._check_lock:
+            if not self._checked:
+                with self.engine.connect() as connection:
+                    schema.check(connection)
+                self._checked = True
+
+    # --- grants ---
+
+    def load(self, key: GrantKey) -> StoredGrant | None:
+        """Read a grant's row."""
+        read_at = self._clock.monotonic()
+        with self._reading() as connection:
+            grant = operations.load(connection, key, self._now, read_at)
+        if grant is not None:
+            self._watch.saw(grant)
+        return grant
+
+    def grants(self, **filters: Any) -> Iterator[StoredGrant]:
+        """Read grants page by page, in the order of their keys; no connection is held between two pages."""
+        after: GrantKey | None = None
+        while True:
+            with self._reading() as connection:
+                page = operations.page_of_grants(connection, self._now, after=after, **filters)
+            yield from page
+            if not page:
+                return
+            after = page[-1].key
+
+    def open_access_token(self, grant: StoredGrant, tell: Tell) -> Secret:
+        """Open the access token. Raises KeyUnavailable, SecretTampered (with its event)."""
+        try:
+            return open_access_token(self.keyring, grant)
+        except SecretTampered:
+            self._tampered(grant, "access_token", tell)
+            raise
+
+    def open_refresh_token(self, grant: StoredGrant, tell: Tell) -> Secret:
+        """Open the refresh token and prove that sealing works. Raises KeyUnavailable, SecretTampered (with its event)."""
+        try:
+            token = open_refresh_token(self.keyring, grant)
+        except SecretTampered:
+            self._tampered(grant, "refresh_token", tell)
+            raise
+        self.keyring.seal(Secret("proof"), Context("proof", "", grant.id, grant.key.registration, grant.key.member, 0))
+        return token
+
+    def _tampered(self, grant: StoredGrant, column: str, tell: Tell) -> None:
+        event = TamperingDetected(
+            id=stable_id("TamperingDetected", grant.id, grant.generation, column), cause=column, **_about(grant)
+        )
+        self.announce(event, tell)
+
+    def claim(self, effect: ClaimGrant, witnessed_lease: float) -> Claim | None:
+        """Take the claim; None: somebody or something stood in the way."""
+        grant = effect.grant
+        taken_at = self._clock.monotonic()
+        claim_id = secrets.token_hex(16)
+        with self._writing() as connection:
+            claimed = operations.claim(
+                connection,
+                grant,
+                claim_id,
+                effect.lease,
+                self._now,
+                forced=effect.forced,
+                trust_clock=self._watch.steady,
+                witnessed=self._watch.witnessed(grant, taken_at, witnessed_lease),
+                read_at=taken_at,
+            )
+        return None if claimed is None else Claim(claim_id, claimed, taken_at, effect.lease)
+
+    def extend_claim(self, claim: Claim) -> bool:
+        """Start the claim's lease anew; False: it was lost."""
+        with self._writing() as connection:
+            return operations.extend_claim(connection, claim, self._now)
+
+    def release(self, claim: Claim, *, in_doubt: bool, retry_after: float | None, failed: bool) -> None:
+        """Give the claim back."""
+        with self._writing() as connection:
+            operations.release(connection, claim, self._now, in_doubt=in_doubt, retry_after=retry_after, failed=failed)
+
+    def seal(self, grant: StoredGrant, tokens: TokenSet) -> SealedTokens:
+        """Seal a renewal's tokens for the grant's next generation."""
+        return seal_tokens(self.keyring, grant.id, grant.key, grant.generation + 1, tokens)
+
+    def save_renewal(
+        self, sealed: SealedTokens, elapsed: float, save_id: str, tell: Tell
+    ) -> tuple[Saved | Overtaken, StoredGrant | None]:
+        """Store a renewal's tokens by compare-and-set, with their event."""
+        read_at = self._clock.monotonic()
+        events: list[Event] = []
+        with self._writing() as connection:
+            row, saved = operations.save_renewal(connection, sealed, elapsed, save_id, self._now, read_at)
+            if saved and row is not None:
+                event = TokensRenewed(
+                    id=stable_id("TokensRenewed", row.id, row.generation), at=to_datetime(row.now), **_about(row)
+                )
+                events = self._record(connection, event)
+        self._tell(events, tell)
+        return (Saved(row) if saved and row is not None else Overtaken(row)), row
+
+    def mark(self, effect: MarkGrant, tell: Tell) -> Marked | StoredGrant | None:
+        """Mark the grant as the member's turn, with its prompt and its event."""
+        prompt = _prompt(effect)
+        events: list[Event] = []
+        with self._writing() as connection:
+            row, marked = operations.mark(connection, effect.grant, prompt, effect.claim, self._now)
+            if marked:
+                events = self._record(connection, _reauthentication_needed(effect.grant, prompt))
+        self._tell(events, tell)
+        return Marked(row) if marked and row is not None else row
+
+    def open_prompt(self, effect: OpenPrompt, tell: Tell) -> Prompt:
+        """Open a prompt, one a grant and cause, and leave the grant as it is."""
+        before, prompt = effect.grant.prompt, _prompt(effect)
+        if before is not None and _same_question(before, prompt):
+            return before
+        events: list[Event] = []
+        with self._writing() as connection:
+            if operations.open_prompt(connection, effect.grant, prompt):
+                events = self._record(connection, _reauthentication_needed(effect.grant, prompt))
+        self._tell(events, tell)
+        return prompt
+
+    def forget(self, grant: StoredGrant, tell: Tell) -> bool:
+        """Delete a grant, with its event."""
+        events: list[Event] = []
+        with self._writing() as connection:
+            gone = operations.forget(connection, grant.id)
+            if gone:
+                event = GrantForgotten(
+                    id=stable_id("GrantForgotten", grant.id), at=to_datetime(grant.now), **_about(grant)
+                )
+                events = self._record(connection, event)
+        self._tell(events, tell)
+        return gone
+
+    def save_consent(self, effect: SaveConsent, tell: Tell) -> StoredGrant:
+        """Store a consent over whatever the member has; the newest consent wins."""
+        for _ in range(operations.ATTEMPTS):
+            before = self.load(effect.key)
+            grant_id = before.id if before else secrets.token_hex(16)
+            generation = before.generation + 1 if before else 1
+            tokens = effect.tokens
+            keeps = tokens.refresh_token is None and effect.keep_refresh_token and before is not None
+            if keeps and before is not None and before.sealed_refresh_token is not None:
+                tokens = dataclasses.replace(tokens, refresh_token=self.open_refresh_token(before, tell))
+            sealed = seal_tokens(self.keyring, grant_id, effect.key, generation, tokens)
+            read_at = self._clock.monotonic()
+            elapsed = 0.0 if effect.sent_at is None else read_at - effect.sent_at
+            with self._writing() as connection:
+                if before is None:
+                    grant = operations.insert_consent(
+                        connection, effect.key, sealed, effect.scopes, effect.account, elapsed, self._now, read_at
+                    )
+                else:
+                    grant = operations.replace_consent(
+                        connection,
+                        before,
+                        sealed,
+                        effect.scopes,
+                        effect.account or before.account,
+                        elapsed,
+                        self._now,
+                        keep_refresh_expiry=keeps,
+                        read_at=read_at,
+                    )
+                events = [] if grant is None else self._record(connection, _connected(effect.event_id, grant))
+            if grant is not None:
+                self._tell(events, tell)
+                return grant
+        raise TemporarilyUnavailable(
+            f"So many consents of {effect.key.member!r} were stored at once that this one was not. It is nobody's turn: "
+            "try again.",
+            cause="contended",
+            registration=effect.key.registration,
+            member=effect.key.member,
+            retry_after=1.0,
+        )
+
+    # --- pending authorizations ---
+
+    def save_pending(self, effect: SavePending) -> int:
+        """Store an authorization that begins; the answer is its end."""
+        pending = effect.pending
+        sealed = None
+        if pending.verifier is not None:
+            sealed = self.keyring.seal(pending.verifier, _verifier_context(pending))
+        with self._writing() as connection:
+            return operations.save_pending(connection, pending, sealed, effect.lifetime, self._now)
+
+    def consume_pending(self, effect: ConsumePending) -> PendingAuthorization | StateRefused:
+        """Use a state up, once."""
+        with self._writing() as connection:
+            consumed = operations.consume_pending(
+                connection, effect.state_digest, effect.member, effect.session_digest, self._now
+            )
+        if isinstance(consumed, StateRefused):
+            return consumed
+        if consumed.verifier is None:
+            return consumed.pending
+        verifier = self.keyring.open(consumed.verifier, _verifier_context(consumed.pending))
+        return operations.with_verifier(consumed.pending, verifier)
+
+    # --- pauses ---
+
+    def load_pause(self, registration: str, credentials: str) -> Pause | None:
+        """Read the registration's pause for these credentials; one caller in a while may probe."""
+        with self._reading() as connection:
+            found = operations.load_pauses(connection, self._now, registration)
+        if not found or found[0].credentials != credentials:
+            return None
+        row = found[0]
+        probing = False
+        if row.probe_at <= row.now:
+            with self._writing() as connection:
+                probing = operations.probe_pause(connection, row, PROBE_SECONDS, self._now)
+        return Pause(row.cause, row.fix, probing)
+
+    def pause(self, event: Event, credentials: str, cause: str, fix: str, tell: Tell) -> None:
+        """Pause a registration; its event is news once a pause."""
+        events: list[Event] = []
+        with self._writing() as connection:
+            if operations.pause(connection, event.registration, credentials, cause, fix, PROBE_SECONDS, self._now):
+                events = self._record(connection, event)
+        self._tell(events, tell)
+
+    def end_pause(self, registration: str) -> None:
+        """End a registration's pause."""
+        with self._writing() as connection:
+            operations.end_pause(connection, registration)
+
+    def pauses(self) -> list[operations.PauseRow]:
+        """Read all pauses."""
+        with self._reading() as connection:
+            return operations.load_pauses(connection, self._now)
+
+    # --- events ---
+
+    def announce(self, event: Event, tell: Tell, every: float | None = None) -> None:
+        """Record news that changes no grant; *every*: seconds after which the same may be told again."""
+        with self._writing() as connection:
+            now = operations.database_time(connection, self._now) if every or event.at is None else 0
+            if every:
+                event = dataclasses.replace(event, id=stable_id(event.id, now // round(every * 1_000_000)))
+            if event.at is None:
+                event = dataclasses.replace(event, at=to_datetime(now))
+            events = self._record(connection, event)
+        self._tell(events, tell)
+
+    def events(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Read events page by page."""
+        after: tuple[int, str] | None = None
+        while True:
+            with self._reading() as connection:
+                page, after = operations.page_of_events(connection, after=after, **filters)
+            yield from page
+            if not page:
+                return
+
+    def prune_events(self, days: float) -> int:
+        """Delete events older than so many days; say how many."""
+        with self._writing() as connection:
+            return operations.prune_events(connection, days, self._now)
+
+    def _record(self, connection: Connection, event: Event) -> list[Event]:
+        """Write the event into the running transaction; return it if it is news."""
+        if not event.kept and not self._audit:
+            return [event]
+        return [event] if operations.record(connection, event, self._now) else []
+
+    def _tell(self, events: list[Event], tell: Tell) -> None:
+        for event in events:
+            tell(event)
+        now = self._clock.monotonic()
+        if events and (self._pruned_at is None or now - self._pruned_at > PRUNE_SECONDS):
+            self._pruned_at = now
+            self.prune_events(operations.EVENT_DAYS)
+
+    # --- the operator's view ---
+
+    def now(self) -> int:
+        """Read the database's clock: microseconds since the epoch."""
+        with self._reading() as connection:
+            return operations.database_time(connection, self._now)
+
+    def sealed_values(self) -> Iterator[tuple[str, bytes, bytes | None]]:
+        """Read all sealed tokens, page by page."""
+        after: str | None = None
+        while True:
+            with self._reading() as connection:
+                page = operations.sealed_values(connection, after)
+            yield from page
+            if not page:
+                return
+            after = page[-1][0]
+
+
+def _about(grant: StoredGrant) -> dict[str, Any]:
+    return {
+        "registration": grant.key.registration,
+        "member": grant.key.member,
+        "grant_id": grant.id,
+        "generation": grant.generation,
+    }
+
+
+def _prompt(effect: MarkGrant | OpenPrompt) -> Prompt:
+    grant = effect.grant
+    return Prompt(
+        registration=grant.key.registration,
+        member=grant.key.member,
+        cause=effect.cause,
+        scopes=effect.scopes,
+        opened_at=to_datetime(grant.now),
+        acr_values=effect.acr_values,
+        claims=effect.claims,
+    )
+
+
+def _same_question(before: Prompt, prompt: Prompt) -> bool:
+    return dataclasses.replace(prompt, opened_at=before.opened_at) == before
+
+
+def _reauthentication_needed(grant: StoredGrant, prompt: Prompt) -> ReauthenticationNeeded:
+    return ReauthenticationNeeded(
+        id=stable_id("ReauthenticationNeeded", grant.id, grant.generation, prompt.cause),
+        at=prompt.opened_at,
+        cause=prompt.cause,
+        prompt=prompt,
+        **_about(grant),
+    )
+
+
+def _connected(event_id: str, grant: StoredGrant) -> GrantConnected:
+    return GrantConnected(id=event_id, at=to_datetime(grant.now), **_about(grant))
+
+
+def _verifier_context(pending: PendingAuthorization) -> Context:
+    table = "tokenkeeper_authorization"
+    return Context(table, "verifier", pending.state_digest, pending.key.registration, pending.key.member, 0)

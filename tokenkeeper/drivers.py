@@ -392,9 +392,11 @@ class AsyncDriver:
             case Renew():
                 return await self._renew(effect)
             case Discard(reply):
-                return await answers.aclose(reply.value)
+                await answers.aclose(reply.value)
+                return None
             case Sleep(seconds):
-                return await self._room.clock.sleep(seconds)
+                await self._room.clock.sleep(seconds)
+                return None
             case Repeatable() | CountRefusal() | NewId() | OpenAccessToken():
                 return self._sync.perform(effect)
         return await offload(self._room, self._sync.perform, effect)

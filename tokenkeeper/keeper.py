@@ -23,6 +23,7 @@ from typing import (
     ParamSpec,
     Protocol,
     TypeVar,
+    cast,
     get_args,
     get_origin,
     overload,
@@ -224,14 +225,15 @@ class TokenKeeper(_Keeper):
         Raises TypeError at decoration for what cannot be guarded; the call raises what ``tokenkeeper.errors`` lists.
         """
         plan = _Plan(self, registration, member, retry, answer)
-        return _decorator(lambda function: _guard_sync(self, plan, function))
+        return cast("Guard", functools.partial(_guard_sync, self, plan))
 
     def recover(
         self, registration: str, member: Member, send: Callable[[AccessToken], T], *, repeatable: bool = True
     ) -> T:
         """Do what ``guard`` does, for one call: ``send(token)`` returns a response or raises its library's HTTP error."""
         call = self._call(registration, send, repeatable=repeatable)
-        return _returned(self._run_guarded(self._case(registration, member), call))
+        result: T = _returned(self._run_guarded(self._case(registration, member), call))
+        return result
 
     def attempt(self, registration: str, member: Member) -> Attempt:
         """Begin one exchange whose sending is somebody else's business (an auth object of a client)."""
@@ -340,6 +342,11 @@ class TokenKeeper(_Keeper):
 
     # --- the operator's view ---
 
+    @property
+    def engine(self) -> Engine:
+        """The store's engine, for a look at the database; writing through it is on nobody's advice."""
+        return self._room.engine
+
     def create_schema(self) -> None:
         """Run the migrations; safe from several processes at once."""
         from tokenkeeper.store import schema  # noqa: PLC0415 - SQLAlchemy is loaded at first use
@@ -425,14 +432,15 @@ class AsyncTokenKeeper(_Keeper):
     ) -> AsyncGuard:
         """Do as ``TokenKeeper.guard``, for ``async def``."""
         plan = _Plan(self, registration, member, retry, answer)
-        return _decorator(lambda function: _guard_async(self, plan, function))
+        return cast("AsyncGuard", functools.partial(_guard_async, self, plan))
 
     async def recover(
         self, registration: str, member: Member, send: Callable[[AccessToken], Awaitable[T]], *, repeatable: bool = True
     ) -> T:
         """Do what ``guard`` does, for one call: ``await send(token)`` returns a response or raises."""
         call = self._call(registration, send, repeatable=repeatable)
-        return _returned(await self._run_guarded(self._case(registration, member), call))
+        result: T = _returned(await self._run_guarded(self._case(registration, member), call))
+        return result
 
     def attempt(self, registration: str, member: Member) -> AsyncAttempt:
         """Begin one exchange whose sending is somebody else's business (an auth object of a client)."""
@@ -604,10 +612,6 @@ class _Plan:
         if self.registration not in self.keeper.registrations:
             known = ", ".join(map(repr, self.keeper.registrations)) or "none"
             raise TypeError(f"guard({self.registration!r}): there is no such registration; the keeper has {known}")
-
-
-def _decorator(decorate: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-    return decorate
 
 
 def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) -> Callable[..., Any]:

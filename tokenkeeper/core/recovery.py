@@ -14,7 +14,7 @@ A refusal is evidence only against the generation it was seen on, so the row is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tokenkeeper.core.diagnosis import diagnose
 from tokenkeeper.core.effects import (
@@ -75,7 +75,7 @@ from tokenkeeper.model import (
 YOUNG = 60.0
 """A token younger than this (seconds) that is called revoked is tried once more: replicas lag."""
 
-REPLICA_LAG = 5.0
+REPLICA_LAG = 3.0
 """Seconds to wait before that."""
 
 NEW_CONSENT = 300.0
@@ -447,7 +447,7 @@ def expiring(grant: StoredGrant, what: str, at: int) -> GrantExpiring:
 # --- the errors ------------------------------------------------------------------------------------------------------
 
 
-def about(case: Case, reply: Reply | None = None, diagnosis: Diagnosis | None = None) -> dict[str, object]:
+def about(case: Case, reply: Reply | None = None, diagnosis: Diagnosis | None = None) -> dict[str, Any]:
     """What every error says of itself."""
     return {
         "registration": case.key.registration,

@@ -255,7 +255,7 @@ def save(job: RenewalJob, claim: Claim, tokens: TokenSet, sent_at: float) -> Flo
                 return Renewed(grant)
             case Overtaken(None):
                 return Gone()
-            case Overtaken(grant):
+            case Overtaken(StoredGrant() as grant):
                 return Adopted(grant)
             case Unsaved():
                 yield from Sleep(SAVE_RETRY[min(failures, len(SAVE_RETRY) - 1)])

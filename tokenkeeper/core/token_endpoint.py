@@ -8,6 +8,7 @@ The requests are built with Authlib's pure parts. What we do ourselves, because 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import ipaddress
 import json
@@ -454,27 +455,19 @@ def read_token_answer(answer: Answer, profile: Profile, *, now: datetime | None 
     needed only for a Retry-After that is a date.
     """
     members = answer_members(answer)
-    problem = "there is no JSON object in its body"
-    if 200 <= answer.status < 300 and members is not None and not members.get("error"):
-        tokens = parse_token_response(members, scope_separator=profile.scope_separator)
+    problem = None
+    if 200 <= answer.status < 300 and not (members and members.get("error")):
+        tokens: TokenSet | str = "there is no JSON object in it"
+        if members is not None:
+            tokens = parse_token_response(members, scope_separator=profile.scope_separator)
         if isinstance(tokens, TokenSet):
             return tokens
         problem = tokens
     diagnosis = diagnose(answer, profile.rules, surface=Surface.TOKEN, now=now)
-    if diagnosis.verdict not in _SAYS_NOTHING_IS_WRONG:
+    if problem is None or diagnosis.verdict is not Verdict.PROVIDER_FAULT:
         return diagnosis
-    return Diagnosis(
-        verdict=Verdict.PROVIDER_FAULT,
-        remedy=Verdict.PROVIDER_FAULT.remedy,
-        turn=Verdict.PROVIDER_FAULT.turn,
-        rule="token_endpoint:no_token",
-        message=f"The token endpoint answered {answer.status} without a usable token: {problem}.",
-        fix="Wait: the grant is as it was. If it lasts, show this to the provider's support, and check the token "
-        "endpoint's URL.",
-    )
-
-
-_SAYS_NOTHING_IS_WRONG = frozenset({Verdict.OK, Verdict.NOT_TOKEN})
+    message = f"The token endpoint answered {answer.status} without a usable token: {problem}."
+    return dataclasses.replace(diagnosis, message=message)
 
 
 def answer_members(answer: Answer) -> Mapping[str, object] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -100,7 +100,7 @@ def load_by_id(connection: Connection, grant_id: str, now: Now, read_at: float =
     return None if row is None else _stored(row, read_at)
 
 
-def _stored(row: Row[Any], read_at: float) -> StoredGrant:
+def _stored(row: Sequence[Any], read_at: float) -> StoredGrant:
     (
         grant_id,
         registration,
@@ -227,12 +227,12 @@ def claim(
     this process has *witnessed* for a whole lease. ``in_flight_since`` keeps the first presentation: a replay never
     moves the provider's window.
     """
-    lapsed = [grants.c.claim_id.is_(None)]
+    lapsed: list[ColumnElement[bool]] = [grants.c.claim_id.is_(None)]
     if trust_clock:
         lapsed.append(grants.c.claimed_until < now)
     if witnessed is not None:
         lapsed.append(grants.c.claim_id == witnessed)
-    conditions = [
+    conditions: list[ColumnElement[bool]] = [
         grants.c.grant_id == grant.id,
         grants.c.generation == grant.generation,
         grants.c.refresh_token.is_not(None),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tokenkeeper.providers import diagnose
 from tokenkeeper.testing import Request
 from tokenkeeper.testing.dialects import API_ANSWERS, TOKEN_ANSWERS
 
@@ -177,6 +178,40 @@ def test_every_scripted_answer_of_the_token_endpoint(make: Any, name: str, flavo
     assert asker.refresh("refresh-1").status == 200
     assert asker.provider.reuses == 0
     assert asker.provider.token_requests == 2
+
+
+VERDICTS = {
+    "scope": "insufficient_scope", "infrastructure_protection": "rate_limited", "bad_request": "not_token",
+    "not_found": "not_token", "method_not_allowed": "not_token", "length_required": "not_token",
+    "version_missing": "client_config", "version_retired": "client_config", "server_error": "provider_fault",
+    "downstream_token_check": "provider_fault", "gateway_timeout": "provider_fault", "bad_gateway": "provider_fault",
+}  # fmt: skip
+TOKEN_VERDICTS = {
+    "expired": "grant_expired", "revoked": "grant_revoked", "invalid": "grant_invalid", "reused": "grant_reused",
+    "client": "client_config", "missing_refresh_token": "client_config", "scope": "client_config",
+    "unauthorized_client": "client_config", "temporarily_unavailable": "provider_fault",
+    "server_error": "provider_fault", "gateway_timeout": "provider_fault", "bad_gateway": "provider_fault",
+    "garbage": "provider_fault", "no_token": "provider_fault", "array": "provider_fault",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("surface", "name"), [("api", n) for n in API_ANSWERS] + [("token", n) for n in TOKEN_ANSWERS])
+@pytest.mark.parametrize("bodies", ["versioned", "service", "v1", "generic"])
+def test_a_scripted_answer_means_what_it_is_called(make: Any, surface: str, name: str, bodies: str) -> None:
+    """Our own diagnosis reads each answer as its name says; LinkedIn's one sentence says only *invalid*."""
+    flavor = "generic" if bodies == "generic" else "linkedin"
+    asker = make(flavor) if flavor == "generic" else make(flavor, bodies=bodies)
+    asker.provider.issue()
+    expected = (VERDICTS if surface == "api" else TOKEN_VERDICTS).get(name, name)
+    if flavor == "linkedin" and expected in {"grant_expired", "grant_revoked", "grant_reused"}:
+        expected = "grant_invalid"
+    elif flavor == "linkedin" and name == "step_up":
+        name = expected = "invalid"
+    elif flavor == "generic" and name.startswith("version_"):
+        expected = "not_token"
+    asker.provider.script(name, surface)
+    answer = asker.api("access-1") if surface == "api" else asker.refresh("refresh-1")
+    assert diagnose(answer.status, answer.headers, answer.body, provider=flavor, surface=surface).verdict == expected
 
 
 def test_linkedin_has_one_sentence_for_a_dead_refresh_token(make: Any) -> None:

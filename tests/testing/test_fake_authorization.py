@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwt
 from joserfc.jwk import RSAKey, import_key
 
-from tokenkeeper.testing import FakeProvider, Request
+from tokenkeeper.testing import FakeProvider, Request, Response
+from tokenkeeper.testing.browser import walk
 
 CALLBACK = "https://app.example/callback"
 VERIFIER = "v" * 43
@@ -73,6 +74,13 @@ def test_a_member_may_tick_fewer_scopes(make: Any) -> None:
     asker = make()
     asker.provider.consent(authorization_url(asker.provider), scopes=["email", "payments"])
     assert exchange(asker, "code-1").json()["scope"] == "email"
+
+
+def test_a_provider_that_goes_on_asking_is_left() -> None:
+    """The member without a browser does not fill in forms for ever."""
+    page = Response(200, body=b'<form><button name="step" value="sign-in">Again</button></form>')
+    with pytest.raises(ValueError, match="/authorize goes on asking"):
+        walk(lambda _: page, "https://provider.test/authorize", member="ann", approve=True, scopes=None)
 
 
 @pytest.mark.parametrize(("flavor", "error"), [("generic", "access_denied"), ("linkedin", "user_cancelled_authorize")])

@@ -7,6 +7,7 @@ import http.client
 import resource
 import socket
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -109,6 +110,24 @@ def test_an_answer_that_comes_too_late(way: Way) -> None:
     way.provider.script("ok", delay=30)
     with pytest.raises(way.errors.ReadTimeout):
         way.client.get("/userinfo", headers=AUTHORIZED)
+
+
+def test_a_lost_answer_shows_no_token_in_its_traceback() -> None:
+    """Not in the locals of the provider's own frames either, though the answer was made."""
+    provider = FakeProvider(prefix="CANARY-")
+    provider.issue()
+    for name in ("drop", "cut", "hang", "unreachable"):
+        provider.script(name, "token", processed=True)
+        fields = REFRESH | {"refresh_token": "CANARY-refresh-1"}
+        with httpx2.Client(transport=provider.transport(), base_url=provider.base_url) as client:
+            with pytest.raises(httpx2.TransportError) as caught:
+                client.post("/token", data=fields)
+        shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        own = [frame for frame in shown.stack if "/tokenkeeper/testing/" in frame.filename]
+        assert own
+        assert "CANARY" not in str([frame.locals for frame in own])
+    assert "CANARY" not in repr(provider)
+    assert provider.log[0].accepted
 
 
 def test_a_provider_that_cannot_be_reached() -> None:
@@ -321,7 +340,12 @@ def test_leaving_the_server_ends_what_still_waits() -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"Content-Length: many", b"Content-Length: 99999999999", b"Transfer-Encoding: chunked\r\n\r\nzz"],
+    [
+        b"Content-Length: many",
+        b"Content-Length: 99999999999",
+        b"Transfer-Encoding: chunked\r\n\r\nzz",
+        b"Transfer-Encoding: chunked\r\n\r\nfffffffff",
+    ],
 )
 def test_a_malformed_request_is_refused(head: bytes) -> None:
     """With 400, and the connection is closed."""

@@ -24,7 +24,7 @@ from tokenkeeper.testing.ledger import AccessRecord, CodeRecord, Ledger, Pair, R
 from tokenkeeper.testing.messages import Request, Response, json_response
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class AuthorizationServer:
     """The endpoints, over one ledger. The knobs are FakeProvider's."""
 

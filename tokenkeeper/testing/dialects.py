@@ -94,6 +94,8 @@ class Generic:
         if verdict == "empty":
             body = {"error": "unauthorized", "error_description": "no access token provided"}
             return json_response(401, body, {"WWW-Authenticate": 'Bearer realm="fake"'})
+        if verdict == "account_blocked":
+            return oauth_error(403, "access_denied", "Your account has been locked")
         status, error = _PLAIN[verdict]
         return json_response(status, {"error": error}, {"Retry-After": "60"} if status == 429 else None)
 
@@ -124,7 +126,6 @@ _BEARER = {
 }
 
 _PLAIN = {
-    "account_blocked": (403, "account_blocked"),
     "rate_limited": (429, "rate_limited"),
     "infrastructure_protection": (429, "rate_limited"),
     "bad_request": (400, "bad_request"),
@@ -207,8 +208,8 @@ class LinkedIn:
         status, number_code, code, message, old_message = _LINKEDIN[verdict]
         resource = path.strip("/").rpartition("/")[2] or "me"
         message = message.format(resource=resource)
-        if code == "VERSION_MISSING" or status in {426, 502, 504}:
-            # The gateway answers, not a service: the same three members in every generation.
+        if verdict in _GATEWAY:
+            # Not a service but the gateway answers: the same three members in every generation.
             body: dict[str, object] = {"status": status, "code": code, "message": message}
             return json_response(status, body, {"X-RestLi-Gateway-Error": "true"})
         match self.generation:
@@ -238,6 +239,8 @@ class LinkedIn:
         return _token_refusal(verdict)
 
 
+_GATEWAY = {"version_missing", "version_retired", "infrastructure_protection", "gateway_timeout"}
+
 _LINKEDIN: dict[str, tuple[int, int, str, str, str]] = {
     # verdict: status, serviceErrorCode, code, message, message of the v1 API where it differs; (r): reconstructed
     "expired": (401, 65602, "EXPIRED_ACCESS_TOKEN", "The token used in the request has expired",
@@ -251,7 +254,7 @@ _LINKEDIN: dict[str, tuple[int, int, str, str, str]] = {
     "rate_limited": (429, 101, "TOO_MANY_REQUESTS",
                      "Resource level throttle APPLICATION_AND_MEMBER DAY limit for calls to this resource is reached.",
                      "Throttle limit for calls to this resource is reached."),
-    "infrastructure_protection": (429, 101, "TOO_MANY_REQUESTS", "Too many requests", ""),  # (r)
+    "infrastructure_protection": (429, 0, "TOO_MANY_REQUESTS", "Too many requests", ""),  # (r)
     "bad_request": (400, 100, "MISSING_FIELD", "MISSING_FIELD", ""),
     "not_found": (404, 0, "RESOURCE_NOT_FOUND", "No virtual resource found", ""),
     "method_not_allowed": (405, 0, "METHOD_NOT_ALLOWED", "Method not allowed", ""),  # (r)

@@ -86,7 +86,7 @@ class Redemption:
     pair: Pair | None = None
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Ledger:
     """Issues numbered tokens and redeems them. Lifetimes are in seconds; the rules are FakeProvider's knobs."""
 

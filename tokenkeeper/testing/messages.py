@@ -21,7 +21,7 @@ class Request:
     """An HTTP request. ``url`` is absolute; header names are in lower case."""
 
     method: str
-    url: str
+    url: str = field(repr=False)
     headers: Pairs = field(default=(), repr=False)
     body: bytes = field(default=b"", repr=False)
 
@@ -81,8 +81,8 @@ class Response:
     """An answer and how it travels. ``delay`` is in seconds; ``presented``: its records in the log."""
 
     status: int
-    headers: Pairs = ()
-    body: bytes = b""
+    headers: Pairs = field(default=(), repr=False)
+    body: bytes = field(default=b"", repr=False)
     delivery: Delivery = Delivery.WHOLE
     delay: float = 0.0
     presented: tuple[int, ...] = field(default=(), repr=False)

@@ -83,6 +83,9 @@ class FakeProvider:
     ``required_scopes``: a path of the API → the scope that it wants.
     ``clock``: a callable that returns seconds since the epoch.
     ``prefix``: put before every token and code, to plant secrets that a test can look for.
+
+    ``base_url`` is where it is reached just now, ``requests`` are the last thousand that came, ``log`` is every token
+    that was shown; ``token_requests``, ``api_calls``, ``introspections``, ``revocations`` and ``reuses`` are counts.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from tokenkeeper.testing.ledger import AccessRecord, Ledger
 from tokenkeeper.testing.messages import Request, Response, json_response
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class ResourceServer:
     """Looks at the Authorization header and answers, or refuses in the provider's own words."""
 

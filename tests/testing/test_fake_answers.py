@@ -79,6 +79,14 @@ def test_an_opaque_provider_tells_nothing_apart(make: Any) -> None:
     assert len({asker.refresh(token).body for token in ("refresh-1", "nonsense")}) == 1
 
 
+def test_linkedin_may_be_opaque_too(make: Any) -> None:
+    """Then it says INVALID_ACCESS_TOKEN of a revoked one."""
+    asker = make("linkedin", opaque=True)
+    asker.provider.issue()
+    asker.provider.revoke()
+    assert asker.api("access-1").json()["code"] == "INVALID_ACCESS_TOKEN"
+
+
 def test_time_expires_a_token(make: Any, clock: Any) -> None:
     """At its very end it is over."""
     asker = make(access_lifetime=60)

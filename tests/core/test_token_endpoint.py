@@ -757,7 +757,7 @@ def test_success_without_a_token_is_the_providers_fault(body: object) -> None:
     diagnosis = read(200, body)
     assert isinstance(diagnosis, Diagnosis)
     assert (diagnosis.verdict, diagnosis.turn, diagnosis.remedy) == (Verdict.PROVIDER_FAULT, Turn.NOBODY, Remedy.WAIT)
-    assert diagnosis.message
+    assert diagnosis.message.startswith("The token endpoint answered 200 without a usable token: ")
     assert diagnosis.fix
 
 

@@ -581,7 +581,8 @@ def _scopes(response: Mapping[str, object], separator: str, *, strict: bool) -> 
     texts: Sequence[object] = value if isinstance(value, list | tuple) else [value]
     words = [text for text in texts if isinstance(text, str)]
     if len(words) == len(texts):
-        scopes = scope_set(scope for text in words for scope in scope_set(text, separator))
+        # Some providers (LinkedIn) ask for scopes separated by blanks, and answer with commas.
+        scopes = scope_set(scope for text in words for scope in scope_set(text.replace(",", " "), separator))
         if sum(map(len, scopes)) <= LONGEST_TOKEN and all(map(_SCOPE.fullmatch, scopes)):
             return scopes
     if strict:

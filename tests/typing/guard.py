@@ -1,4 +1,4 @@
-"""Never run, only type-checked (``make check``): guard keeps a function's types and takes the token out of its signature.
+"""Never run, only type-checked (``make check``): guard keeps a function's types and takes the token out of it.
 
 Each ``type: ignore`` here is a promise: mypy reports it (warn_unused_ignores) if the wrong use were no longer an error.
 """
@@ -57,15 +57,15 @@ def posts(token: AccessToken, user_id: int) -> list[str]:
 assert_type(posts(7), list[str])
 
 
-@keeper.guard("linkedin", member=lambda request: str(request))
-def by_callable(token: AccessToken, request: object) -> None: ...
+@keeper.guard("linkedin", member=lambda request: request.member)
+def by_callable(token: AccessToken, request: Response) -> None: ...
 
 
-by_callable(object())
+by_callable(Response())
 
 
-@keeper.guard("linkedin")
-def no_token(member: str) -> Response:  # type: ignore[arg-type]
+@keeper.guard("linkedin")  # type: ignore[arg-type]
+def no_token(member: str) -> Response:
     return Response()
 
 
@@ -96,9 +96,8 @@ async def fetch(token: AccessToken, member: str, limit: int = 10) -> Response:
 
 async def use() -> None:
     """Awaited results have the function's type."""
-    coroutine = fetch("ann")
-    assert_type(coroutine, Coroutine[Any, Any, Response])
-    await coroutine
+    called: Callable[..., Coroutine[Any, Any, Response]] = fetch
+    assert_type(await called("ann"), Response)
     assert_type(await fetch("ann", limit=3), Response)
     assert_type(await Client().profile_async("ann"), Response)
     await fetch()  # type: ignore[call-arg]

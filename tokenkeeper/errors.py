@@ -49,7 +49,7 @@ class TokenKeeperError(Exception):
         super().__init__(message)
         self.registration = registration
         self.member = member
-        self.cause = cause
+        self.cause = None if cause is None else str(cause)
         self.diagnosis = diagnosis
         self.response = response
         vars(self).update(more)

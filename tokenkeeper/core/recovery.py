@@ -398,13 +398,13 @@ def misconfigured(case: Case, reply: Reply, diagnosis: Diagnosis) -> Flow[NoRetu
         id=stable_id("ConfigurationProblem", registration, diagnosis.rule),
         registration=registration,
         member=case.key.member,
-        cause=diagnosis.verdict,
+        cause=str(diagnosis.verdict),
         fix=diagnosis.fix,
     )
     yield from Announce(event, every=CONFIGURATION_NEWS)
     raise ConfigurationError(
         f"{registration!r} refused the call: {diagnosis.message} It is the operator's turn: {diagnosis.fix}",
-        cause=diagnosis.verdict,
+        cause=str(diagnosis.verdict),
         fix=diagnosis.fix,
         **about(case, reply, diagnosis.for_turn(Turn.OPERATOR)),
     ) from chained(reply)

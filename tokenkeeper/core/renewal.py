@@ -272,21 +272,21 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
             return MemberTurn("account_blocked", claim.grant.prompt, diagnosis, claim.grant, marked=False, blocked=True)
         case Remedy.RECONFIGURE | Remedy.REPEAT | Remedy.WIDEN_SCOPE:
             yield from ReleaseClaim(claim, in_doubt=False, failed=False)
-            yield from PauseRegistration(job.key.registration, diagnosis.error_code or diagnosis.verdict, diagnosis.fix)
-            return OperatorTurn(diagnosis.error_code or diagnosis.verdict, diagnosis.message, diagnosis.fix, diagnosis)
+            yield from PauseRegistration(job.key.registration, diagnosis.error_code or str(diagnosis.verdict), diagnosis.fix)
+            return OperatorTurn(diagnosis.error_code or str(diagnosis.verdict), diagnosis.message, diagnosis.fix, diagnosis)
     if diagnosis.verdict is Verdict.RATE_LIMITED or 400 <= answer.status < 500:
         wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
         yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
         if diagnosis.verdict is not Verdict.RATE_LIMITED:
             yield from trouble(job, answer, diagnosis)
-        return Weather(diagnosis.verdict, retry_after=wait, diagnosis=diagnosis)
+        return Weather(str(diagnosis.verdict), retry_after=wait, diagnosis=diagnosis)
     yield from trouble(job, answer, diagnosis)
-    return (yield from ambiguous(job, claim, diagnosis.verdict, diagnosis))
+    return (yield from ambiguous(job, claim, str(diagnosis.verdict), diagnosis))
 
 
 def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) -> Flow[Outcome | None]:
     """The refresh token is dead: mark the grant, unless somebody newer is in the store, and keep the ciphertext."""
-    cause: str = diagnosis.verdict
+    cause = str(diagnosis.verdict)
     if job.profile.introspection_endpoint and diagnosis.verdict is Verdict.GRANT_INVALID:
         match (yield from Introspect(job.key.registration, token, job.profile.timing.deadline)):
             case "active":
@@ -295,10 +295,10 @@ def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) ->
                 yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
                 return Weather("contradiction", retry_after=wait, diagnosis=diagnosis)
             case "expired":
-                cause = Verdict.GRANT_EXPIRED
+                cause = str(Verdict.GRANT_EXPIRED)
             case "revoked":
-                cause = Verdict.GRANT_REVOKED
-    if claim.in_doubt and cause in (Verdict.GRANT_INVALID, Verdict.GRANT_REUSED):
+                cause = str(Verdict.GRANT_REVOKED)
+    if claim.in_doubt and cause in (str(Verdict.GRANT_INVALID), str(Verdict.GRANT_REUSED)):
         cause = "lost_answer"
     match (yield from MarkGrant(claim.grant, cause, claim, claims=diagnosis.claims, acr_values=diagnosis.acr_values)):
         case Marked(grant):

@@ -12,7 +12,7 @@ from tokenkeeper.store.schema import VERSION_TABLE
 from tokenkeeper.store.tables import metadata
 
 
-def ours(name: str | None, kind: str, parents: Any) -> bool:
+def ours(name: str | None, kind: str, _parents: Any) -> bool:
     """Leave the host's own tables alone."""
     return kind != "table" or (name or "").startswith("tokenkeeper_")
 

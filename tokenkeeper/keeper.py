@@ -22,6 +22,7 @@ from typing import (
     Generic,
     ParamSpec,
     Protocol,
+    Self,
     TypeVar,
     cast,
     get_args,
@@ -34,7 +35,7 @@ from tokenkeeper import answers
 from tokenkeeper.core import authorization
 from tokenkeeper.core.diagnosis import diagnose
 from tokenkeeper.core.recovery import Case, guarded_call, not_connected, recover, renew_now, usable_token
-from tokenkeeper.core.token_endpoint import TokenSet, parse_token_response
+from tokenkeeper.core.token_endpoint import parse_token_response
 from tokenkeeper.drivers import AsyncDriver, Call, SyncDriver, close_awaitable, offload
 from tokenkeeper.engine_room import EngineRoom
 from tokenkeeper.errors import InvalidInput, TokenKeeperError
@@ -403,7 +404,7 @@ class TokenKeeper(_Keeper):
         """Drain: no new renewals; those under way finish, or their tokens stay in the spill folder."""
         self._room.close()
 
-    def __enter__(self) -> TokenKeeper:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -529,7 +530,7 @@ class AsyncTokenKeeper(_Keeper):
         """Do as ``TokenKeeper.close``."""
         await offload(self._room, self._room.close)
 
-    async def __aenter__(self) -> AsyncTokenKeeper:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -636,10 +637,7 @@ def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) 
             return slow(args, kwargs)
         token = entry[0]
         try:
-            if place:
-                result = function(args[0], token, *args[1:], **kwargs)
-            else:
-                result = function(token, *args, **kwargs)
+            result = function(args[0], token, *args[1:], **kwargs) if place else function(token, *args, **kwargs)
         except TokenKeeperError:
             raise
         except Exception as error:
@@ -794,7 +792,7 @@ def _without_token(guarded: Callable[..., Any], function: Callable[..., Any], pl
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
-def _not_called(token: AccessToken) -> object:
+def _not_called(_token: AccessToken) -> object:
     raise AssertionError("an attempt's client sends for itself")
 
 

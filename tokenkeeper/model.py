@@ -126,7 +126,7 @@ class _Word(enum.StrEnum):
     """A closed vocabulary whose members are their own text."""
 
     @staticmethod
-    def _generate_next_value_(name: str, start: int, count: int, last_values: list[Any]) -> str:
+    def _generate_next_value_(name: str, *_: Any) -> str:
         return name.lower()
 
 

@@ -21,6 +21,7 @@ from tokenkeeper.store.sealed import SealedTokens
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".sealed"
+VERSION = 1
 
 
 class Spill:
@@ -33,7 +34,7 @@ class Spill:
         """Write the sealed tokens and fsync. ``expires_at``: their end in epoch seconds. Raises OSError."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         record: dict[str, Any] = {
-            "version": 1,
+            "version": VERSION,
             **{f.name: getattr(sealed, f.name) for f in dataclasses.fields(sealed)},
             "access_token": base64.b64encode(sealed.access_token).decode(),
             "refresh_token": None if sealed.refresh_token is None else base64.b64encode(sealed.refresh_token).decode(),
@@ -65,9 +66,9 @@ class Spill:
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             try:
                 record = json.loads(path.read_text())
-                version = record.pop("version")
-                if version != 1:
-                    raise ValueError(f"version {version}")
+                if record.pop("version") != VERSION:
+                    logger.warning("spill file %s is of another version: it is left where it is", path.name)
+                    continue
                 sealed = SealedTokens(
                     **{
                         **record,
@@ -78,7 +79,7 @@ class Spill:
                 )
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 logger.warning(
                     "spill file %s cannot be read (%s): it is left where it is", path.name, type(error).__name__
                 )

@@ -25,6 +25,8 @@ _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9\-._~+/]+=*[ \t]*(?=,|$)")
 _BARE = re.compile(r"[^\s,]*")
 _LOOSE = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _NEXT_PARAMETER = re.compile(rf"[\s,]+{_TOKEN}[ \t]*=[ \t]*$")
+# After a closing quote: the end, a comma, the next parameter, or a scheme with its parameters or alone.
+_CLOSED = re.compile(rf"[ \t\r\n]*(?:$|,|{_TOKEN}[ \t]*(?:=|,|$|[ \t]{_TOKEN}[ \t]*=))")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -85,7 +87,7 @@ def _value(text: str, start: int) -> tuple[str, int]:
         backslashes = quote - len(text[start + 1 : quote].rstrip("\\")) - start - 1
         if backslashes % 2:
             position = quote + 1
-        elif quote + 1 == len(text) or text[quote + 1] in ", \t\r\n":
+        elif _CLOSED.match(text, quote + 1):
             return _unescape(text[start + 1 : quote]), quote + 1
         elif following := _NEXT_PARAMETER.search(text, max(start + 1, quote - 64), quote):
             return _unescape(text[start + 1 : following.start()]), following.start()

@@ -25,7 +25,6 @@ from tokenkeeper.core.effects import (
     CountRefusal,
     Discard,
     Flow,
-    Gone,
     InProgress,
     LoadGrant,
     Marked,
@@ -193,7 +192,7 @@ def recover(
         case Verdict.REVOKED:
             return (yield from grant_revoked(case, token, reply, diagnosis, first))
         case _:
-            yield from member_must_act(case, token, reply, diagnosis)
+            yield from member_must_act(case, reply, diagnosis)
     return None
 
 
@@ -300,7 +299,7 @@ def refused_again(
 # --- the member's ----------------------------------------------------------------------------------------------------
 
 
-def grant_revoked(
+def grant_revoked(  # noqa: PLR0912 - one branch for each thing that comes before the member is told
     case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis, first: AccessToken | None
 ) -> Flow[AccessToken | None]:
     """Called revoked: a young token gets a second chance, a claim in flight its say; then the grant is marked."""
@@ -378,7 +377,7 @@ def scope_missing(
     ) from chained(reply)
 
 
-def member_must_act(case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis) -> Flow[NoReturn]:
+def member_must_act(case: Case, reply: Reply, diagnosis: Diagnosis) -> Flow[NoReturn]:
     """Step-up, or a blocked account: the row stays as it is, with a prompt that says what is asked for."""
     grant = yield from standing_grant(case)
     cause = str(diagnosis.verdict)

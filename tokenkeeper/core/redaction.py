@@ -35,7 +35,7 @@ _NAMED = re.compile(
 _QUERY_CODE = re.compile(r"([?&](?:code|state|key|sig)=)[^\s\"'&;,<>]+", re.IGNORECASE)
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_=-]*)*")
 _RUN = re.compile(r"[A-Za-z0-9_-]{20,}")
-_BASE64 = re.compile(r"[A-Za-z0-9_+/-]{32,}={0,2}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}={0,2}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _SECRET_MEMBER = re.compile(rf"(?:.*[_.-])?(?:{_NAMES}|state|code[_-]?challenge)", re.IGNORECASE)
 _PROTECTED_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "dpop", "dpop-nonce"})
@@ -83,7 +83,7 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
     text = mask_known(text, secrets)
     window = 2 * limit + 64
     if len(text) > window:  # what is cut in the middle might be half a token: it goes as a whole
-        text = re.sub(r"[^\s\"',;<>]*$", "", text[:window])
+        text = re.sub(r"[^\s\"',;<>]*$", "…", text[:window])
     text = _JWT.sub(MASK, text)
     text = _SCHEME.sub(rf"\1\2{MASK}", text)
     text = _NAMED.sub(rf"\1\2{MASK}", text)
@@ -102,7 +102,8 @@ def _dense(run: str) -> bool:
 
 
 def _very_dense(run: str) -> bool:
-    return any(map(str.isdigit, run)) and any(map(str.isupper, run)) and any(map(str.islower, run))
+    """Whether a run of 32 or more is base64 with + or padding; with / alone it is rather a path."""
+    return ("+" in run or run.endswith("=")) and any(map(str.isdigit, run)) and run != run.lower()
 
 
 def redact_headers(

@@ -272,8 +272,12 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
             return MemberTurn("account_blocked", claim.grant.prompt, diagnosis, claim.grant, marked=False, blocked=True)
         case Remedy.RECONFIGURE | Remedy.REPEAT | Remedy.WIDEN_SCOPE:
             yield from ReleaseClaim(claim, in_doubt=False, failed=False)
-            yield from PauseRegistration(job.key.registration, diagnosis.error_code or str(diagnosis.verdict), diagnosis.fix)
-            return OperatorTurn(diagnosis.error_code or str(diagnosis.verdict), diagnosis.message, diagnosis.fix, diagnosis)
+            yield from PauseRegistration(
+                job.key.registration, diagnosis.error_code or str(diagnosis.verdict), diagnosis.fix
+            )
+            return OperatorTurn(
+                diagnosis.error_code or str(diagnosis.verdict), diagnosis.message, diagnosis.fix, diagnosis
+            )
     if diagnosis.verdict is Verdict.RATE_LIMITED or 400 <= answer.status < 500:
         wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
         yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)

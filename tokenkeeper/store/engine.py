@@ -104,7 +104,7 @@ def make_engine(database: str | URL) -> Engine:
     return engine
 
 
-def _prepare_sqlite(connection: Any, record: Any) -> None:
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     try:
         mode = cursor.execute("PRAGMA journal_mode").fetchone()[0]

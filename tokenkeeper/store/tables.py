@@ -116,16 +116,16 @@ class database_now(FunctionElement[int]):  # noqa: N801 - reads as SQL
 
 
 @compiles(database_now, "sqlite")
-def _sqlite_now(element: database_now, compiler: Any, **kwargs: Any) -> str:
+def _sqlite_now(_element: database_now, _compiler: Any, **_options: Any) -> str:
     return "CAST((julianday('now') - 2440587.5) * 86400000.0 + 0.5 AS INTEGER) * 1000"
 
 
 @compiles(database_now, "postgresql")
-def _postgresql_now(element: database_now, compiler: Any, **kwargs: Any) -> str:
+def _postgresql_now(_element: database_now, _compiler: Any, **_options: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
 
 
 @compiles(database_now, "mysql")
 @compiles(database_now, "mariadb")
-def _mysql_now(element: database_now, compiler: Any, **kwargs: Any) -> str:
+def _mysql_now(_element: database_now, _compiler: Any, **_options: Any) -> str:
     return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"

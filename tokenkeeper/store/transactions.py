@@ -26,8 +26,8 @@ from tokenkeeper.core.effects import (
     Overtaken,
     Pause,
     PendingAuthorization,
-    Saved,
     SaveConsent,
+    Saved,
     SavePending,
     StateRefused,
     StoredGrant,
@@ -177,9 +177,7 @@ class Store:
         """Seal a renewal's tokens for the grant's next generation."""
         return seal_tokens(self.keyring, grant.id, grant.key, grant.generation + 1, tokens)
 
-    def save_renewal(
-        self, sealed: SealedTokens, elapsed: float, save_id: str, tell: Tell
-    ) -> tuple[Saved | Overtaken, StoredGrant | None]:
+    def save_renewal(self, sealed: SealedTokens, elapsed: float, save_id: str, tell: Tell) -> Saved | Overtaken:
         """Store a renewal's tokens by compare-and-set, with their event."""
         read_at = self._clock.monotonic()
         events: list[Event] = []
@@ -191,7 +189,7 @@ class Store:
                 )
                 events = self._record(connection, event)
         self._tell(events, tell)
-        return (Saved(row) if saved and row is not None else Overtaken(row)), row
+        return Saved(row) if saved and row is not None else Overtaken(row)
 
     def mark(self, effect: MarkGrant, tell: Tell) -> Marked | StoredGrant | None:
         """Mark the grant as the member's turn, with its prompt and its event."""

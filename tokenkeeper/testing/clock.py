@@ -30,11 +30,11 @@ class TestClock(Clock):
         """The time in seconds since the epoch: what ``FakeProvider(clock=…)`` takes."""
         return self._now
 
-    def monotonic(self) -> float:  # type: ignore[override]
+    def monotonic(self) -> float:
         """Seconds that only go forward."""
         return self._now
 
-    epoch = monotonic  # type: ignore[assignment]
+    epoch = monotonic
 
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass."""
@@ -45,7 +45,9 @@ class TestClock(Clock):
         """The SQL expression for the database's clock: this clock, whatever the database is."""
         from sqlalchemy import BigInteger, bindparam  # noqa: PLC0415
 
-        return bindparam("tokenkeeper_now", callable_=lambda: round(self._now * 1_000_000), type_=BigInteger(), unique=False)
+        return bindparam(
+            "tokenkeeper_now", callable_=lambda: round(self._now * 1_000_000), type_=BigInteger(), unique=False
+        )
 
     def wait(self, seconds: float, wake: threading.Event) -> None:
         """Let the time pass at once."""

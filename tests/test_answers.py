@@ -10,6 +10,7 @@ import tempfile
 import timeit
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from unittest.mock import MagicMock, Mock
@@ -304,6 +305,10 @@ def test_a_body_begun_by_the_user_is_left_alone(loopback: Loopback, opened: Any,
     with opened(loopback.url + path) as (value, _):
         assert BODY.startswith(some_bytes_of(value))
         assert the(answers.read(value, always)).answer.body is None
+    with opened(loopback.url + path) as (value, _):
+        assert the(answers.read(value, always)).answer.body == BODY
+        assert BODY.startswith(some_bytes_of(value))
+        assert the(answers.read(value, always)).answer.body is None
 
 
 @pytest.mark.parametrize(
@@ -396,6 +401,76 @@ def test_a_connection_is_reused_after_its_refusal_was_read(loopback: Loopback) -
         (one,) = (pool.pools.get(key) for key in pool.pools.keys())  # noqa: SIM118 -- not a dict
         assert one is not None
         assert one.num_connections == 1
+
+
+def answered(**more: Any) -> requests.Response:
+    """A requests response of an adapter of the host's own, whose ``raw`` is a file and not urllib3's."""
+    response = requests.Response()
+    response.status_code = 401
+    for name, value in more.items():
+        setattr(response, name, value)
+    return response
+
+
+def test_requests_of_other_adapters() -> None:
+    """A ``raw`` that is a mere file is read by requests' own means; closed or missing, there is no body."""
+    response = answered(raw=io.BytesIO(BODY), headers=requests.structures.CaseInsensitiveDict({"X-Id": "7"}))
+    exchange = the(answers.read(response, always))
+    assert exchange == Exchange(Answer(401, (("x-id", "7"),), BODY))
+    assert response.content == BODY
+    closed = io.BytesIO(BODY)
+    closed.close()
+    for raw in (closed, None):
+        assert the(answers.read(answered(raw=raw), always)).answer.body is None
+
+
+@pytest.mark.parametrize("fp", [io.BytesIO(BODY), None])
+def test_urllib_errors_made_by_hand(fp: io.BytesIO | None) -> None:
+    """An error with a file of the host's own inside stays readable, also by a method taken before."""
+    headers: Any = {"X-Id": "7"}
+    error = urllib.error.HTTPError("https://api.example/", 401, "no", headers, fp)
+    assert error.readable()
+    exchange = the(answers.read(error, always))
+    assert exchange.answer.body == (BODY if fp else b"")
+    assert (exchange.url, exchange.answer.header("x-id")) == ("https://api.example/", "7")
+    for _ in range(2):
+        assert the(answers.read(error, always)).answer.body == (BODY if fp else b"")
+    assert error.read() == (BODY if fp else b"")
+    error.close()
+    assert the(answers.read(error, always)).answer.body in (None, b"")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "wire", "expected"),
+    [
+        ("deflate", zlib.compress(BODY), BODY),
+        ("deflate", zlib.compress(BODY)[2:-4], BODY),
+        ("x-gzip", gzip.compress(BODY), BODY),
+        ("gzip", BODY, BODY),
+        ("gzip", gzip.compress(bytes(4 * BODY_LIMIT)), bytes(BODY_LIMIT)),
+        ("br", b"whatever", b"whatever"),
+    ],
+)
+def test_encodings_that_urllib_leaves_alone(loopback: Loopback, encoding: str, wire: bytes, expected: bytes) -> None:
+    """Deflate with and without its header, a body that is not what its header says, a bomb: never more than 1 MiB."""
+    loopback.routes["/encoded"] = Reply(401, wire, (("Content-Encoding", encoding),))
+    with by_urllib(loopback.url + "/encoded") as (error, body):
+        assert the(answers.read(error, always)).answer.body == expected
+        assert body() == wire
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+def test_a_body_that_does_not_decode(loopback: Loopback, encoding: str) -> None:
+    """Bytes that are not what their header says raise nothing here, and for the user what the library raises."""
+    loopback.routes["/encoded"] = Reply(401, b"\xff\xfe not compressed", (("Content-Encoding", encoding),))
+    for opened in (by_requests_streamed, by_urllib3_streamed, *(httpx_openers(lib)[1] for lib in (httpx, httpx2))):
+        with opened(loopback.url + "/encoded") as (value, body):
+            seen = the(answers.read(value, always)).answer.body
+            assert seen in (None, b"\xff\xfe not compressed")
+            with contextlib.suppress(
+                urllib3.exceptions.DecodeError, requests.RequestException, httpx.DecodingError, httpx2.DecodingError
+            ):
+                assert body() == seen
 
 
 # --- aiohttp and the async sides --------------------------------------------------------------------------------------
@@ -654,7 +729,13 @@ def test_json_that_was_read_is_shown(loopback: Loopback, opened: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "opened", [by_requests_streamed, by_urllib3_streamed, *(httpx_openers(lib)[1] for lib in (httpx, httpx2))]
+    "opened",
+    [
+        by_requests_streamed,
+        by_urllib3_streamed,
+        *(httpx_openers(lib)[1] for lib in (httpx, httpx2)),
+        lambda url: contextlib.nullcontext((response := urllib.request.urlopen(url), response.read)),
+    ],
 )
 def test_a_stream_is_not_touched_for_hidden_errors(loopback: Loopback, opened: Any) -> None:
     """A body still on the wire stays there."""

@@ -170,7 +170,7 @@ class _Unreadable(NamedTuple):
         return ConfigurationError(
             f"{whose} does not say what was answered: {self.problem}",
             cause="unreadable_answer",
-            fix="return (status: int, headers: mapping or pairs, body: str, bytes or None), or None for what is no answer",
+            fix="return (status: int, headers: mapping or pairs, body: str, bytes or None), or None for no answer",
         )
 
 
@@ -211,9 +211,13 @@ class _PutBack(io.RawIOBase):
         self._head = io.BytesIO(head)
         self._rest = rest
         self._error = error
+        self._handed_out = 0
 
     def readable(self) -> bool:
         return True
+
+    def tell(self) -> int:
+        return self._handed_out
 
     def readinto(self, buffer: Any) -> int:
         data = self._head.read(len(buffer))
@@ -222,6 +226,7 @@ class _PutBack(io.RawIOBase):
                 raise self._error
             data = b"" if self._rest.closed else self._rest.read(len(buffer)) or b""
         buffer[: len(data)] = data
+        self._handed_out += len(data)
         return len(data)
 
     def close(self) -> None:
@@ -540,6 +545,8 @@ class _HttpClient(_Library):
 
     def _begun(self, response: Any) -> bool:
         """Say whether somebody has read a part already."""
+        if isinstance(getattr(response.fp, "raw", None), _PutBack):
+            return bool(response.fp.tell())
         if response.chunked:
             return response.chunk_left is not None
         announced = response.headers.get("content-length", "")

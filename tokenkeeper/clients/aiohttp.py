@@ -27,7 +27,7 @@ def keeper_middleware(
 
     Redirects pass here one by one, so the token goes only to *origins* (``"https://api.example.com"``), else to the
     origin of the first request, as in aiohttp's own digest middleware; other requests pass untouched. A body that is a
-    used-up stream is not sent again.
+    used-up stream is not sent again. Errors that a provider hides in 200s are seen by guard only.
     """
     allowed = list(origins)
 

@@ -30,7 +30,8 @@ class KeeperAuth(_Auth):
     neither library is imported here. Raises from the request what guard raises.
 
     A request whose body is a stream that cannot be sent again is not repeated. After a redirect to another origin the
-    libraries send no ``Authorization``; where a provider's profile names another header, leave redirects off.
+    libraries send no ``Authorization``; where a provider's profile names another header, leave redirects off. Errors
+    that a provider hides in 200s are seen by guard only: an auth object may not read a body that is perhaps a stream.
     """
 
     requires_request_body = False

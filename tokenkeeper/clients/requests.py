@@ -12,7 +12,6 @@ from requests.cookies import extract_cookies_to_jar
 from requests.sessions import SessionRedirectMixin
 
 from tokenkeeper.clients import Attempt, Keeper, Member, at_once, carries
-from tokenkeeper.errors import TokenKeeperError
 from tokenkeeper.model import AccessToken
 
 
@@ -77,13 +76,9 @@ class _Recovery:
         return again
 
     def _refused(self, response: Response, **options: Any) -> AccessToken | None:
-        try:
-            return self._attempt.refused(response, repeatable=not self._repeated and self._replayable())
-        except TokenKeeperError:
-            if not options.get("stream"):
-                with contextlib.suppress(Exception):
-                    _ = response.content  # gives the connection back, and lets .response of the error be readable
-            raise
+        if not options.get("stream"):
+            _ = response.content  # requests itself would read it next: so errors hidden in 200s are seen as well
+        return self._attempt.refused(response, repeatable=not self._repeated and self._replayable())
 
     def _keep_from_others(self, response: Response) -> None:
         """Take the token off before a redirect to another origin: requests itself takes only ``Authorization`` off."""

@@ -19,6 +19,7 @@ DEPTH = 12
 ITEMS = 200
 """The most members or items that are kept of one JSON value."""
 
+_BETWEEN = " \t\r\n\"',;<>"
 _NAMES = (
     r"access[_-]?token|refresh[_-]?token|id[_-]?token|token|client[_-]?secret|secret|password|passwd|api[_-]?key|apikey|"
     r"code[_-]?verifier|client[_-]?assertion|assertion|device[_-]?code|authorization|session[_-]?id|sessionid|signature|"
@@ -83,7 +84,7 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
     text = mask_known(text, secrets)
     window = 2 * limit + 64
     if len(text) > window:  # what is cut in the middle might be half a token: it goes as a whole
-        text = re.sub(r"[^\s\"',;<>]*$", "…", text[:window])
+        text = text[: max(text.rfind(mark, 0, window) for mark in _BETWEEN) + 1] + "…"
     text = _JWT.sub(MASK, text)
     text = _SCHEME.sub(rf"\1\2{MASK}", text)
     text = _NAMED.sub(rf"\1\2{MASK}", text)

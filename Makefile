@@ -8,11 +8,13 @@
 #   make requirements    resolves requirements/*.txt anew from pyproject.toml
 #   make clean           removes what these targets made
 #
-# Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13. More for pytest: make test PYTEST="-x -k claim".
+# Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13, or make wheel WHEEL_PYTHON=python3.13.
+# More for pytest: make test PYTEST="-x -k claim".
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14 python; do \
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+WHEEL_PYTHON ?= $(BIN)/python
 PYTEST ?=
 BENCH ?=
 DEMO ?=
@@ -46,7 +48,7 @@ bench: $(VENV)/.peers
 	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 wheel: $(VENV)/.dev
-	tools/test_wheel.sh "$(VENV)" $(PYTEST)
+	@tools/test_wheel.sh $(VENV) $(WHEEL_PYTHON) $(PYTEST)
 
 requirements: $(VENV)/.dev
 	$(COMPILE) --group bootstrap --output-file requirements/uv.txt

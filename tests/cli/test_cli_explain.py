@@ -77,6 +77,12 @@ def test_explain_shows_what_to_wait_and_the_scopes(run: Run) -> None:
     assert "scopes   a b" in run("explain", stdin=challenge).stdout
 
 
+def test_explain_on_a_terminal_says_what_to_paste(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person who starts explain without input is told what it waits for."""
+    monkeypatch.setattr("tokenkeeper.cli.explain.interactive", lambda: True)
+    assert "Paste the answer" in run("explain", stdin=STEP_UP).stderr
+
+
 @pytest.mark.parametrize("text", [b"", b'{"message": "no headers"}'])
 def test_explain_needs_the_status_line(run: Run, text: bytes) -> None:
     """What has no status line is refused, with the way to get one."""

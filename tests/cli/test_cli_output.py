@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from types import MappingProxyType
 from uuid import UUID
 
 import pytest
@@ -43,10 +44,15 @@ def test_cells(value: object, text: str) -> None:
 
 def test_json_is_one_line_of_ascii() -> None:
     """JSON holds times as ISO 8601, and everything that a terminal might obey is escaped."""
-    text = as_json({"at": MOMENT, "text": "\x1b[2J\u202eä\n", "id": UUID(int=1)})
+    text = as_json({"at": MOMENT, "text": "\x1b[2J\u202eä\n", "id": UUID(int=1), "more": MappingProxyType({"a": 1})})
     assert text.isascii()
     assert text.isprintable()
-    assert json.loads(text) == {"at": "2026-11-22T12:00:05+01:00", "text": "\x1b[2J\u202eä\n", "id": str(UUID(int=1))}
+    assert json.loads(text) == {
+        "at": "2026-11-22T12:00:05+01:00",
+        "text": "\x1b[2J\u202eä\n",
+        "id": str(UUID(int=1)),
+        "more": {"a": 1},
+    }
 
 
 @pytest.mark.parametrize("text", ["plain", "[bold]not markup[/bold]", ":smile:"])

@@ -8,11 +8,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from click.testing import Result
 
+import tokenkeeper.cli
+from tokenkeeper.cli import app, main
 from tokenkeeper.config import load
 from tokenkeeper.crypto import Keyring
 
@@ -128,6 +132,56 @@ def test_common_options_may_stand_anywhere(run: Run) -> None:
         done = run(*words)
         assert done.exit_code == 1
         assert json.loads(done.stderr)["error"]["message"] == "there is no none.toml"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_demo_is_run_with_its_exit_status(run: Run, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """demo hands --json on, and exits as the demo says."""
+    asked: list[bool] = []
+
+    def demonstrate(json: bool) -> int:
+        asked.append(json)
+        return code
+
+    module = ModuleType("tokenkeeper.cli.demo")
+    monkeypatch.setattr(module, "run", demonstrate, raising=False)
+    monkeypatch.setitem(sys.modules, "tokenkeeper.cli.demo", module)
+    assert run("demo", "--json").exit_code == code
+    assert run("demo").exit_code == code
+    assert asked == [True, False]
+
+
+def test_without_the_extra_its_name_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the extra, one line says what to install; exit 2."""
+    monkeypatch.delitem(sys.modules, "tokenkeeper.cli.app")
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "pip install 'tokenkeeper[cli]'" in capsys.readouterr().err
+
+
+def test_another_missing_module_is_not_blamed_on_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing beside the extra stays the error that it is."""
+    monkeypatch.delitem(sys.modules, "tokenkeeper.cli.app")
+    monkeypatch.setitem(sys.modules, "tokenkeeper.cli.curl", None)
+    monkeypatch.delattr(tokenkeeper.cli, "curl")
+    monkeypatch.delitem(sys.modules, "tokenkeeper.cli.explain")
+    monkeypatch.delattr(tokenkeeper.cli, "explain")
+    with pytest.raises(ImportError, match="curl"):
+        main()
+
+
+def test_a_checkout_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--version works where nothing is installed."""
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(app, "version", version)
+    assert "not installed" in app._version()
 
 
 def test_the_module_is_the_command(folder: Path) -> None:

@@ -27,13 +27,9 @@ def upgrade(ctx: click.Context, session: Session) -> None:
     Safe from several processes at once.
     """
     keeper = session.keeper(ctx, keys=None, registrations=())
-    before = keeper.schema_state()
     keeper.create_schema()
     state = _state(keeper)
-    done = "was up to date" if before.revision == state["revision"] else f"upgraded from {before.revision or 'nothing'}"
-    session.out.result(
-        {**state, "before": before.revision}, [f"{done}; revision {state['revision']} ({state['state']})"]
-    )
+    session.out.result(state, [f"the schema is at revision {state['revision']} ({state['state']})"])
 
 
 @db.command()

@@ -5,11 +5,9 @@ A check that fails does not hide the others: what can be looked at without it is
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -23,17 +21,22 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from rich.text import Text
 
 from tokenkeeper import config
-from tokenkeeper.cli.output import Output, clean, fix_of, styled
+from tokenkeeper.cli.output import Output, clean, fix_of, shown, styled
 from tokenkeeper.cli.session import Command, Session, keeper_options, pass_session
 from tokenkeeper.errors import TokenKeeperError
-from tokenkeeper.model import Registration
+from tokenkeeper.model import Registration, to_datetime
+from tokenkeeper.providers import resolve
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from tokenkeeper.core.profile import Profile
     from tokenkeeper.keeper import TokenKeeper
 
 LARGE_OFFSET = 5.0
 """Seconds between this machine's clock and the database's that are worth a warning."""
+SYNCHRONOUS_FULL = 2
+"""SQLite's number for ``PRAGMA synchronous=FULL``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,9 @@ def _keeper_of(ctx: click.Context, session: Session, settings: config.Settings) 
     registrations = []
     for one in settings.registrations.values():
         try:
-            registrations.append(one.registration(settings.environ))
+            registration = one.registration(settings.environ)
+            resolve(registration)
+            registrations.append(registration)
         except TokenKeeperError as error:
             yield _failed(f"registration {one.name}", error)
     if not settings.registrations:
@@ -174,6 +179,12 @@ def _keys(keeper: TokenKeeper, settings: config.Settings | None) -> Checks:
 
 
 def _database(keeper: TokenKeeper) -> Checks:
+    engine = keeper._room.engine
+    file = Path(engine.url.database or "") if engine.url.get_backend_name() == "sqlite" else None
+    if file is not None and not file.exists():
+        # Looking into it would make it, readable for others.
+        yield Check("database", "fail", f"there is no {file.absolute()}", "run `tokenkeeper db upgrade`")
+        return
     schema = keeper.schema_state()
     match schema.state:
         case "current":
@@ -185,30 +196,42 @@ def _database(keeper: TokenKeeper) -> Checks:
                 f"its schema ({schema.revision}) is newer than this code",
                 "deploy the newer code here, too",
             )
+        case "incompatible":
+            yield Check(
+                "database",
+                "fail",
+                f"its schema ({schema.revision}) no longer serves this code",
+                "deploy the newer code here, too",
+            )
         case state:
             yield Check("database", "fail", f"reachable, its schema is {state}", "run `tokenkeeper db upgrade`")
-    file = _sqlite_file(keeper)
     if file is not None:
-        yield from _sqlite(file)
+        yield from _sqlite(engine, file.absolute())
 
 
-def _sqlite_file(keeper: TokenKeeper) -> Path | None:
-    url = keeper.engine.url
-    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
-
-
-def _sqlite(file: Path) -> Checks:
+def _sqlite(engine: Engine, file: Path) -> Checks:
+    """The settings of the keeper's own connections: an Engine that the host made keeps those of the host."""
     if _open_to_others(file):
-        yield Check("sqlite", "warn", f"others may read {file.absolute()}", f"chmod 600 {file.absolute()}")
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-    if mode == "wal":
-        yield Check("sqlite", "ok", f"{file.absolute()} has a write-ahead log")
-    else:
+        yield Check("sqlite", "warn", f"others may read {file}", f"chmod 600 {file}")
+    with engine.connect() as connection:
+        journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+        synchronous = int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+    if journal != "wal":
         yield Check(
-            "sqlite", "warn", f"{file.absolute()} has journal_mode {mode}: readers and writers wait for one another",
-            f"sqlite3 {file.absolute()} 'PRAGMA journal_mode=WAL'",
-        )  # fmt: skip
+            "sqlite",
+            "warn",
+            f"journal_mode is {journal}: readers and writers wait for one another",
+            "let tokenkeeper open the database by its URL, or run PRAGMA journal_mode=WAL",
+        )
+    if synchronous < SYNCHRONOUS_FULL:
+        yield Check(
+            "sqlite",
+            "warn",
+            "synchronous is less than FULL: a power cut may lose a refresh token that was just rotated",
+            "let tokenkeeper open the database by its URL, or run PRAGMA synchronous=FULL on each connection",
+        )
+    if journal == "wal" and synchronous >= SYNCHRONOUS_FULL:
+        yield Check("sqlite", "ok", f"{file} has a write-ahead log, fully synchronous")
 
 
 def _clock(keeper: TokenKeeper) -> Checks:
@@ -250,12 +273,6 @@ def _endpoints(name: str, profile: Profile) -> Checks:
             f"{profile.name} has no authorization_endpoint: members cannot connect",
             "name it in the provider's table",
         )
-    for what in ("token", "authorization", "revocation", "introspection", "userinfo"):
-        url = getattr(profile, f"{what}_endpoint")
-        if url and not _secure(url):
-            yield Check(
-                name, "fail", f"its {what}_endpoint is not https: {url}", "use https; http is for loopback only"
-            )
 
 
 def _redirect_uri(name: str, registration: Registration) -> Checks:
@@ -288,8 +305,8 @@ def _pauses(keeper: TokenKeeper) -> Checks:
         yield Check(
             "pauses",
             "fail",
-            f"{pause.registration} is paused since {pause.at:%Y-%m-%d %H:%M:%SZ}: {pause.reason}",
-            "correct its client_id or secret; new ones end the pause",
+            f"{pause.registration} is paused since {shown(to_datetime(pause.paused_at))}: {pause.cause}",
+            pause.fix,
         )
     if not pauses:
         yield Check("pauses", "ok", "no registration is paused")

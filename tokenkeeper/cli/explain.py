@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any
 
 import click
 from rich.text import Text
@@ -12,7 +12,7 @@ from rich.text import Text
 from tokenkeeper import providers
 from tokenkeeper.cli import curl
 from tokenkeeper.cli.output import clean, styled, whose
-from tokenkeeper.cli.session import Command, Session, json_option, pass_session
+from tokenkeeper.cli.session import Command, Session, interactive, json_option, pass_session
 from tokenkeeper.core.diagnosis import Explanation
 from tokenkeeper.errors import InvalidInput
 from tokenkeeper.model import Surface
@@ -22,7 +22,7 @@ LONGEST = 4 << 20
 
 
 @click.command(cls=Command)
-@click.argument("file", type=click.File("rb"), default="-")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-")
 @click.option(
     "--provider",
     default=providers.GENERIC,
@@ -37,16 +37,17 @@ LONGEST = 4 << 20
 )
 @json_option
 @pass_session
-def explain(session: Session, *, file: IO[bytes], provider: str, surface: str) -> None:
+def explain(session: Session, *, file: str, provider: str, surface: str) -> None:
     """Say what an answer of a provider means.
 
     Reads it as `curl -i` prints it, from FILE or standard input, and says the verdict, whose turn it is, the remedy,
     and by which rule. As in: curl -si -H "Authorization: Bearer ..." https://api.linkedin.com/v2/userinfo |
     tokenkeeper explain --provider linkedin
     """
-    if file.isatty():
+    if file == "-" and interactive():
         session.out.say("Paste the answer (status line, headers, body), then press Ctrl-D.")
-    answer = curl.parse(file.read(LONGEST))
+    with click.open_file(file, "rb") as stream:
+        answer = curl.parse(stream.read(LONGEST))
     if answer is None:
         raise InvalidInput(
             "there is no HTTP answer in what was read: it does not begin with a line like 'HTTP/1.1 401'",

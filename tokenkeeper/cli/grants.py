@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tokenkeeper.cli.session import Group, Session, keeper_options, pass_session
+from tokenkeeper.cli.session import Group, Session, interactive, keeper_options, pass_session
 from tokenkeeper.errors import InvalidInput, NotConnected
 from tokenkeeper.model import Grant, GrantStatus
 
@@ -84,9 +83,7 @@ def refresh(ctx: click.Context, session: Session, *, registration: str, member: 
 
     Also those of a grant that is marked as needing the member.
     """
-    keeper = session.keeper(ctx)
-    keeper.renew(registration, member)
-    session.out.result(_row(keeper.grant(registration, member), full=session.json))
+    session.out.result(_row(session.keeper(ctx).renew(registration, member), full=session.json))
 
 
 @grants.command()
@@ -103,7 +100,7 @@ def forget(ctx: click.Context, session: Session, *, registration: str, member: s
     if there was no such grant.
     """
     keeper = session.keeper(ctx)
-    if not yes and not session.json and sys.stdin.isatty():
+    if not yes and not session.json and interactive():
         click.confirm(
             f"Delete the grant of {member!r} at {registration!r}? Its tokens cannot be had back", abort=True, err=True
         )

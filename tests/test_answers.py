@@ -24,7 +24,7 @@ import urllib3
 from http_loopback import Loopback, Reply, serving
 
 from tokenkeeper import answers
-from tokenkeeper.answers import BODY_LIMIT, Exchange
+from tokenkeeper.answers import BODY_LIMIT, Exchange, recognition
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Answer
 
@@ -669,8 +669,8 @@ def test_classes_without_end_do_not_fill_memory() -> None:
     """The memory of recognised classes is bounded."""
     for number in range(3000):
         answers.status_of(type(f"Made{number}", (), {})())
-    assert len(answers._kinds) <= 1024
-    assert len(answers._statuses) <= 1024
+    assert len(recognition._kinds) <= 1024
+    assert len(recognition._statuses) <= 1024
 
 
 # --- closing ----------------------------------------------------------------------------------------------------------
@@ -756,11 +756,11 @@ def test_a_page_is_not_json() -> None:
 @pytest.fixture
 def readers() -> Iterator[None]:
     """Forget the readers that a test registers."""
-    before = list(answers._registered)
+    before = list(recognition._registered)
     yield
-    answers._registered[:] = before
-    answers._kinds.clear()
-    answers._statuses.clear()
+    recognition._registered[:] = before
+    recognition._kinds.clear()
+    recognition._statuses.clear()
 
 
 class SdkError(Exception):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,6 +116,13 @@ def test_joined_parts_are_not_confused(parts: tuple[tuple[str, str], tuple[str, 
     assert one != other
 
 
+def test_digits_are_not_confused() -> None:
+    """A length and the digits beside it do not read as another place."""
+    one = dataclasses.replace(PLACE, registration="a1", member="xy", generation=12345678901)
+    other = dataclasses.replace(PLACE, registration="a", member="xy1234567890", generation=1)
+    assert one.associated_data != other.associated_data
+
+
 def test_every_flipped_bit_is_noticed() -> None:
     """Any single flipped bit is tampering or an unavailable key, and the secret never comes out."""
     ring = Keyring([("2026-11", NEW), ("2026-05", OLD)])
@@ -142,6 +150,24 @@ def test_garbage_is_refused(blob: bytes) -> None:
     """Whatever bytes stand in the column, opening them raises one of the two errors and nothing else."""
     with pytest.raises((SecretTampered, KeyUnavailable)):
         Keyring({"k": NEW}).open(blob, PLACE)
+
+
+@pytest.mark.parametrize("head", [b"\x00\x01k", b"\x02\x01k", b"\x01\x00", b"\x01\x21" + b"k" * 33])
+def test_unknown_form_is_tampering(head: bytes) -> None:
+    """Another version, and a key id of no length or too long, is no form that was ever written."""
+    with pytest.raises(SecretTampered, match="form"):
+        Keyring({"k": NEW}).open(head + bytes(100), PLACE)
+
+
+def test_sealed_bytes_that_are_no_text() -> None:
+    """What the key did seal but is no text is refused, and its bytes are in no chained exception."""
+    ring = Keyring({"k": NEW})
+    head, nonce = ring.seal(TOKEN, PLACE)[:7], bytes(12)
+    blob = head + nonce + AESGCMSIV(NEW).encrypt(nonce, b"canary\xff", PLACE.associated_data)
+    with pytest.raises(SecretTampered) as raised:
+        ring.open(blob, PLACE)
+    assert raised.value.__context__ is None
+    assert "canary" not in locals_of(raised.value)
 
 
 def test_missing_key_is_named() -> None:

@@ -659,6 +659,32 @@ def test_handshake_that_hangs() -> None:
     assert outcome == NeverSent("deadline")
 
 
+def test_no_time_left_for_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that took all the time is closed before the handshake, and nothing was sent."""
+    clock = [0.0]
+    real = httpcore2.SyncBackend.connect_tcp
+
+    def slow(self: Any, *args: Any) -> object:
+        stream = real(self, *args)
+        clock[0] = 6.0
+        return stream
+
+    heard: list[bytes] = []
+    closed = threading.Event()
+
+    def handler(connection: socket.socket, server: Server) -> None:
+        heard.append(connection.recv(100))
+        closed.set()
+
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", slow)
+    with serving(handler) as server:
+        transport = Transport(monotonic=lambda: clock[0])
+        outcome = transport.send(request(server.url.replace("http:", "https:")), deadline=10)
+        assert closed.wait(5)
+    assert heard == [b""]
+    assert outcome == NeverSent("deadline")
+
+
 def test_trust_store_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A trust store that is not there is the operator's turn, and named."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
@@ -723,6 +749,7 @@ def test_proxy_is_not_for_loopback_nor_exempted_hosts(monkeypatch: pytest.Monkey
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name.lower(), f"http://127.0.0.1:{proxy.port}")
         assert isinstance(Transport().send(request(server.url), deadline=5), Answer)
+        assert isinstance(Transport().send(request(server.url.replace("http:", "https:")), deadline=0.4), NeverSent)
         monkeypatch.setenv("no_proxy", "nowhere.invalid")
         outcome = Transport().send(request(f"https://nowhere.invalid:{proxy.port}/token"), deadline=5)
         assert isinstance(outcome, NeverSent)

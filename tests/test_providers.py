@@ -483,6 +483,16 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     assert "1 MiB" in str(refused(providers.load_profile, tmp_path / "huge.toml"))
 
 
+def test_the_docs_example_is_a_profile_and_their_tables_name_every_verdict(sheet: Any) -> None:
+    """What docs/refusals.md shows can be used as it stands, and no verdict is left unexplained."""
+    text = (HERE.parent / "docs/refusals.md").read_text()
+    path = sheet(text.partition("```toml\n")[2].partition("```")[0])
+    registration = Registration("acme", provider=path, client_id="c", parameters={"region": "eu"})
+    assert providers.resolve(registration).token_endpoint == "https://eu.acme.example/token"
+    assert providers.diagnose(503, {}, '{"error":{"code":"4011"}}', provider=path).rule == "acme/expired"
+    assert [verdict for verdict in Verdict if f"| `{verdict}` |" not in text] == []
+
+
 def test_every_fact_and_condition_of_the_format(sheet: Any) -> None:
     """One file with everything that the format knows, as docs/refusals.md describes it."""
     path = sheet(

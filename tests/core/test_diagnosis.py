@@ -98,6 +98,7 @@ def test_an_unreadable_body_is_not_an_empty_one() -> None:
             {"error": {"details": [{"x": 1}, {"reason": "expired"}]}},
             True,
         ),
+        (InJson("a.b", wanted("x")), {"a": [[{}] * 200, [{}] * 200, {"b": "x"}]}, False),
         (InJson("error.code", wanted(65601)), [{"error": {"code": "65601"}}], True),
         (InJson("code", wanted("65601")), {"code": 65601}, True),
         (InJson("code", wanted(65601)), {"code": 65601.0}, True),
@@ -347,6 +348,8 @@ def test_a_form_body_is_read_where_it_says_so() -> None:
     """Some token endpoints answer in a form."""
     form = answer("error=invalid_grant&error_description=gone", 400, content_type="application/x-www-form-urlencoded")
     assert diagnose(form, GENERIC, surface=Surface.TOKEN).verdict is Verdict.GRANT_INVALID
+    huge = answer("error=invalid_grant&" + "a=b&" * 1000, 400, content_type="application/x-www-form-urlencoded")
+    assert diagnose(huge, GENERIC, surface=Surface.TOKEN).verdict is Verdict.PROVIDER_FAULT
 
 
 @pytest.mark.parametrize(

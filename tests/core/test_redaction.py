@@ -24,6 +24,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"
         f"Access token expired: {JWT}. Visit the docs",
         f"Refresh token invalid: {OPAQUE}.",
         f"Authorization: Bearer {OPAQUE[:12]}",
+        f"Refresh token invalid: {OPAQUE[:5]}0123456. Visit the docs",
         f"bearer {OPAQUE[:6]}x",
         f"access_token={OPAQUE[:5]}x&state=1",
         f'{{"refresh_token": "{OPAQUE[:5]}x"}}',

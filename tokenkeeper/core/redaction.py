@@ -34,6 +34,8 @@ _NAMED = re.compile(
     rf"\b((?:\w*[_-])?(?:{_NAMES}))([\"']?\s*=\s*[\"']?|[\"']\s*:\s*[\"'])([^\s\"'&;,<>]+)", re.IGNORECASE
 )
 _QUERY_CODE = re.compile(r"([?&](?:code|state|key|sig)=)[^\s\"'&;,<>]+", re.IGNORECASE)
+# "Refresh token invalid: 0123456789abcdef", as some say it.
+_QUOTED_TOKEN = re.compile(r"(\btoken\b[^:;,<>]{0,40}:\s{0,4})(?=[\w.~+/=-]{0,63}\d)[\w.~+/=-]{8,}", re.IGNORECASE)
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_=-]*)*")
 _RUN = re.compile(r"[A-Za-z0-9_-]{20,}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}={0,2}")
@@ -88,6 +90,7 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
     text = _JWT.sub(MASK, text)
     text = _SCHEME.sub(rf"\1\2{MASK}", text)
     text = _NAMED.sub(rf"\1\2{MASK}", text)
+    text = _QUOTED_TOKEN.sub(rf"\1{MASK}", text)
     text = _QUERY_CODE.sub(rf"\1{MASK}", text)
     text = _BASE64.sub(lambda run: MASK if _very_dense(run[0]) else run[0], text)
     return _RUN.sub(lambda run: MASK if _dense(run[0]) else run[0], text)

@@ -16,7 +16,6 @@ from typing import Any
 from tokenkeeper.core.diagnosis import MIDNIGHT
 from tokenkeeper.core.profile import Profile
 from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, wanted
-from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Surface, Verdict
 from tokenkeeper.providers.checks import check_facts, check_seconds, problem
 
@@ -130,8 +129,6 @@ def _rule(table: dict[str, Any], sheet: str, file: str, line: int) -> Rule:
             file=file,
             line=line,
         )
-    except ConfigurationError:
-        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise problem(
             where, f"rule {table['name']}: {error}", "Correct the rule; docs/refusals.md has the format."

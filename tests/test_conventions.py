@@ -65,7 +65,7 @@ LIBRARIES_OF_ONE_MODULE = {"core/token_endpoint.py": {"authlib", "joserfc"}}
 LAZY = {("clock.py", "tokenkeeper.store.tables")}
 """The one arrow upwards, at run time: the real clock names the SQL for the database's, a test's another."""
 
-ASYNC_ROOMS = {"clock", "drivers", "keeper", "answers", "clients", "frameworks", "testing", "cli"}
+ASYNC_ROOMS = {"clock", "drivers", "keeper", "answers", "clients", "frameworks", "testing"}
 ASYNC_HOSTS = {"cli/demo_host.py"}
 """The demo's host is a user of the async twin like any other."""
 

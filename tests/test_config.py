@@ -23,6 +23,7 @@ leeway = 30
 patience = 2.5
 cache_seconds = 1
 cache_size = 7
+audit = true
 
 [registrations.linkedin]
 client_id = "id"
@@ -76,6 +77,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     assert settings.database().reveal() == "sqlite:///tokens.db"
     assert settings.options == {
         "spill_directory": tmp_path / "spill", "leeway": 30.0, "patience": 2.5, "cache_seconds": 1.0, "cache_size": 7,
+        "audit": True,
     }  # fmt: skip
     linkedin, shop, own = (one.registration(settings.environ) for one in settings.registrations.values())
     assert [secret.reveal() for secret in linkedin.client_secret] == ["new-one", "old-one"]
@@ -178,6 +180,7 @@ def test_keys_may_stand_in_several_places_and_lines(tmp_path: Path) -> None:
         ("patience = true", "patience must be a number", "change patience"),
         ("patience = inf", "patience must be a number", "change patience"),
         ("cache_size = 1.5", "cache_size must be a whole number", "change cache_size"),
+        ("audit = 1", "audit must be true or false", "change audit"),
         ("spill_directory = 1", "spill_directory must be a text", "change spill_directory"),
         ("registrations = 1", "registrations must be a table", "change registrations"),
         ("[registrations]\na = 1", "registrations.a must be a table", "change registrations.a"),
@@ -236,9 +239,12 @@ def test_an_empty_or_binary_secret_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_unusable_registration_names_its_table(tmp_path: Path) -> None:
     """What Registration itself refuses is the operator's, with the table's name."""
-    settings = load(write(tmp_path, f"[registrations.{'a' * 300}]\nclient_id = 'x'"), {})
-    with pytest.raises(ConfigurationError, match="255 are the most"):
-        settings.registrations["a" * 300].registration({})
+    text = f"[registrations.{'a' * 300}]\nclient_id = 'x'\ntoken_parameters = {{ x = 'env:X' }}"
+    settings = load(write(tmp_path, text), {"X": CANARY})
+    with pytest.raises(ConfigurationError, match="255 are the most") as caught:
+        settings.registrations["a" * 300].registration(settings.environ)
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert CANARY not in "".join(frames.format())
 
 
 def test_the_environment_is_not_shown_by_settings() -> None:

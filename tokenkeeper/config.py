@@ -109,27 +109,35 @@ class RegistrationSettings:
 
     def registration(self, environ: Mapping[str, str]) -> Registration:
         """Return the :class:`~tokenkeeper.Registration`, its secrets read. Raises ConfigurationError."""
+        return self._registration(
+            client_id=_text_of(self.client_id, environ),
+            client_secret=[reference.read(environ) for reference in self.client_secret] or None,
+            token_parameters={name: _text_of(value, environ) for name, value in self.token_parameters.items()},
+            private_key=None if self.private_key is None else self.private_key.read(environ),
+        )
+
+    def offline_registration(self) -> Registration:
+        """Return the registration for a keeper that asks the provider nothing: no secret is read."""
+        return self._registration(client_id=str(self.client_id))
+
+    def _registration(self, **secrets: Any) -> Registration:
         try:
             return Registration(
                 self.name,
                 provider=self.provider,
-                client_id=_text_of(self.client_id, environ),
-                client_secret=[reference.read(environ) for reference in self.client_secret] or None,
                 redirect_uri=self.redirect_uri,
                 scopes=self.scopes,
                 parameters=self.parameters,
                 authorization_parameters=self.authorization_parameters,
-                token_parameters={name: _text_of(value, environ) for name, value in self.token_parameters.items()},
-                private_key=None if self.private_key is None else self.private_key.read(environ),
                 key_id=self.key_id,
                 signing_algorithm=self.signing_algorithm,
+                **secrets,
             )
-        except TokenKeeperError:
-            raise
         except (TypeError, ValueError) as error:
-            raise _wrong(
-                f"the registration {self.name!r}: {error}", fix=f"change [registrations.{self.name}]"
-            ) from None
+            problem = str(error)
+        # Out here, and with nothing left in it, a traceback of this frame and its context shows no secret.
+        secrets.clear()
+        raise _wrong(f"the registration {self.name!r}: {problem}", fix=f"change [registrations.{self.name}]")
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -171,17 +179,20 @@ class Settings:
             return None
         return Keyring.parse(",".join(_joined(key.read(self.environ)) for key in self.keys))
 
-    def keeper(self, **overrides: Any) -> TokenKeeper:
-        """Return a keeper; *overrides* are its arguments and outrank the settings.
+    def keeper(self, *, offline: bool = False, **overrides: Any) -> TokenKeeper:
+        """Return a keeper; *overrides* are its arguments, outrank the settings, and what they replace is not read.
 
-        What is overridden is not read: with ``registrations=()`` no client secret has to be there.
+        An *offline* one will ask no provider for anything, and so no client secret has to be there.
         Raises ConfigurationError for a missing database, secret or key.
         """
         arguments = {**self.options, **overrides}
         if "keys" not in arguments:
             arguments["keys"] = self.keyring()
         if "registrations" not in arguments:
-            arguments["registrations"] = [one.registration(self.environ) for one in self.registrations.values()]
+            arguments["registrations"] = [
+                one.offline_registration() if offline else one.registration(self.environ)
+                for one in self.registrations.values()
+            ]
         return tokenkeeper.TokenKeeper(arguments.pop("database", None) or self.database().reveal(), **arguments)
 
 
@@ -293,6 +304,12 @@ def _number(value: Any, place: _Place) -> float:
     return float(value)
 
 
+def _flag(value: Any, place: _Place) -> bool:
+    if not isinstance(value, bool):
+        raise place.expected("true or false")
+    return value
+
+
 def _count(value: Any, place: _Place) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise place.expected("a whole number, 0 or more")
@@ -374,6 +391,7 @@ def _extends(value: Any, place: _Place) -> str | Path:
 
 
 _OPTIONS: Mapping[str, _Reader] = {
+    "audit": _flag,
     "spill_directory": _folder,
     "leeway": _number,
     "patience": _number,

@@ -54,6 +54,19 @@ def test_a_grant_is_shown(run: Run, world: World) -> None:
     assert "tokenkeeper connect fake bob" in missing.stderr
 
 
+def test_what_asks_no_provider_needs_no_client_secret(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is sent, no client secret has to be on the machine; a refresh says which one is missing."""
+    world.connect("ann")
+    monkeypatch.delenv("FAKE_SECRET")
+    for words in (["grants", "list"], ["grants", "show", "fake", "ann"], ["events", "list"], ["keys", "list"]):
+        assert run(*words).exit_code == 0
+    assert run("grants", "import", stdin='{"member": "bob", "access_token": "t"}').exit_code == 0
+    assert run("grants", "forget", "fake", "bob").exit_code == 0
+    refused = run("grants", "refresh", "fake", "ann")
+    assert refused.exit_code == 1
+    assert "FAKE_SECRET is not set" in refused.stderr
+
+
 def test_a_grant_is_refreshed(run: Run, world: World) -> None:
     """grants refresh renews once, now."""
     world.connect("ann")

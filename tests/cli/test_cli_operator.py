@@ -157,6 +157,7 @@ def test_doctor_goes_on_after_a_failure(run: Run, world: World, monkeypatch: pyt
         assert status == "fail", name
         assert fix in said
     assert not (world.folder / "new.db").exists()
+    assert not {"clock", "pauses"} & found.keys()
     assert "     -> " in run("doctor").stdout
 
 

@@ -31,7 +31,7 @@ MOMENT = datetime(2026, 11, 22, 12, 0, 5, tzinfo=timezone(timedelta(hours=1)))
     ("value", "text"),
     [
         (None, "-"), ("", "-"), ((), "-"), ([], "-"), (True, "yes"), (False, "no"), (0, "0"), (1.5, "1.5"),
-        (MOMENT, "2026-11-22 11:00:05Z"), (["a", None, "b"], "a - b"), (("a", MOMENT), "a 2026-11-22 11:00:05Z"),
+        (MOMENT, "2026-11-22T11:00:05Z"), (["a", None, "b"], "a - b"), (("a", MOMENT), "a 2026-11-22T11:00:05Z"),
         ("ann", "ann"), ("änn", "änn"), ("a\nb", "a\\nb"), ("\x1b[2J", "\\x1b[2J"), ("\u202eevil", "\\u202eevil"),
         ("\udc80", "\\udc80"),
     ],
@@ -133,7 +133,7 @@ def test_an_error_says_what_whose_turn_and_what_to_do(
     Output(json=False).error(error)
     text = capsys.readouterr()
     assert text.out == ""
-    assert f"error: {error}" in text.err
+    assert f"error: {str(error).removesuffix(fix or ' ')}".rstrip() in text.err
     assert "turn:" in text.err
     assert fix in text.err
     Output(json=True).error(error)

@@ -28,7 +28,7 @@ def test_init_writes_settings_that_load(run: Run, folder: Path) -> None:
     done = run("init", "--key")
     assert done.exit_code == 0
     assert "tokenkeeper db upgrade" in done.output
-    settings = load(environ={"LINKEDIN_CLIENT_SECRET": "s"})
+    settings = load(environ={"LINKEDIN_CLIENT_ID": "i", "LINKEDIN_CLIENT_SECRET": "s"})
     registration = settings.registrations["linkedin"].registration(settings.environ)
     assert registration.scopes == ("openid", "profile")
     assert registration.client_secret[0].reveal() == "s"
@@ -46,7 +46,7 @@ def test_init_for_another_provider_and_file(run: Run, folder: Path) -> None:
     assert result["key_file"] is None
     assert result["next"][0] == "tokenkeeper keys generate --output tokenkeeper.keys"
     assert not (folder / "tokenkeeper.keys").exists()
-    (place,) = load("other.toml", {}).registrations["my-corp"].client_secret
+    (_, place) = load("other.toml", {}).registrations["my-corp"].references
     assert place.target == "MY_CORP_CLIENT_SECRET"
 
 

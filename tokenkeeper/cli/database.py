@@ -26,7 +26,7 @@ def upgrade(ctx: click.Context, session: Session) -> None:
 
     Safe from several processes at once.
     """
-    keeper = session.keeper(ctx, keys=None, registrations=())
+    keeper = session.keeper(ctx, keys=None, offline=True)
     keeper.create_schema()
     state = _state(keeper)
     session.out.result(state, [f"the schema is at revision {state['revision']} ({state['state']})"])
@@ -41,7 +41,7 @@ def current(ctx: click.Context, session: Session) -> None:
 
     And the newest one known here (head), and how the two stand to one another: current, outdated, newer or missing.
     """
-    session.out.result(_state(session.keeper(ctx, keys=None, registrations=())))
+    session.out.result(_state(session.keeper(ctx, keys=None, offline=True)))
 
 
 def _state(keeper: TokenKeeper) -> dict[str, Any]:

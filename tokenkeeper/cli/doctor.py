@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from rich.text import Text
 
 from tokenkeeper import config
-from tokenkeeper.cli.output import Output, clean, fix_of, shown, styled
+from tokenkeeper.cli.output import Output, clean, fix_of, shown, styled, without_fix
 from tokenkeeper.cli.session import Command, Session, keeper_options, pass_session
 from tokenkeeper.errors import TokenKeeperError
 from tokenkeeper.model import Registration, to_datetime
@@ -96,12 +96,15 @@ def _checks(ctx: click.Context, session: Session) -> Checks:
     except TokenKeeperError as error:
         yield _failed("settings", error)
         return
-    yield from _guarded("database", lambda: _database(keeper))
-    yield from _guarded("keys", lambda: _keys(keeper, settings))
-    yield from _guarded("clock", lambda: _clock(keeper))
+    database = list(_guarded("database", lambda: _database(keeper)))
+    yield from database
+    usable = all(check.status != "fail" for check in database)
+    yield from _guarded("keys", lambda: _keys(keeper, settings, count=usable))
     for one in keeper.registrations.values():
         yield from _guarded(f"registration {one.name}", partial(_registration, keeper, one))
-    yield from _guarded("pauses", lambda: _pauses(keeper))
+    if usable:
+        yield from _guarded("clock", lambda: _clock(keeper))
+        yield from _guarded("pauses", lambda: _pauses(keeper))
 
 
 def _guarded(name: str, check: Callable[[], Checks]) -> Checks:
@@ -114,7 +117,7 @@ def _guarded(name: str, check: Callable[[], Checks]) -> Checks:
 
 
 def _failed(name: str, error: TokenKeeperError) -> Check:
-    return Check(name, "fail", str(error), fix_of(error))
+    return Check(name, "fail", without_fix(error), fix_of(error))
 
 
 def _cipher() -> Checks:
@@ -165,15 +168,15 @@ def _open_to_others(file: Path) -> bool:
     return sys.platform != "win32" and bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
 
 
-def _keys(keeper: TokenKeeper, settings: config.Settings | None) -> Checks:
+def _keys(keeper: TokenKeeper, settings: config.Settings | None, *, count: bool) -> Checks:
     ring = (settings.keyring() if settings else None) or keeper.keyring
     yield Check("keys", "ok", f"{ring.primary} seals, {len(ring.key_ids)} open")
-    missing = {name: count for name, count in keeper.key_usage().items() if name not in ring.key_ids}
-    for name, count in sorted(missing.items()):
+    usage = keeper.key_usage() if count else {}
+    for name in sorted(usage.keys() - set(ring.key_ids)):
         yield Check(
             "keys",
             "fail",
-            f"{count} sealed values need the key {name}, which is not here",
+            f"{usage[name]} sealed values need the key {name}, which is not here",
             f"add {name} back to the keys, after the first one",
         )
 

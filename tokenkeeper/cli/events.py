@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -45,17 +46,21 @@ def list_(
 
     --json and --full show the incidents to hand to a provider's support.
     """
-    keeper = session.keeper(ctx)
+    keeper = session.keeper(ctx, offline=True)
     found = keeper.events(kind=kind, registration=registration, member=member, newest_first=last is not None)
     rows: Iterable[Mapping[str, Any]] = found if last is None else reversed(list(islice(found, last)))
     if full and not session.json:
         _in_full(session.out, rows)
     else:
-        session.out.rows(rows, COLUMNS, nothing="no events")
+        session.out.rows(rows if session.json else map(_with_time, rows), COLUMNS, nothing="no events")
+
+
+def _with_time(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "at": datetime.fromisoformat(row["at"])}
 
 
 def _in_full(out: Output, rows: Iterable[Mapping[str, Any]]) -> None:
-    for row in rows:
+    for row in map(_with_time, rows):
         out.text("  ".join(shown(row.get(column)) for column in COLUMNS))
         for line in _indented({name: value for name, value in row.items() if name not in COLUMNS and value}):
             out.text(f"    {line}")

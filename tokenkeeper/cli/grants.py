@@ -53,7 +53,7 @@ def list_(
     ctx: click.Context, session: Session, *, registration: str | None, member: str | None, status: str | None
 ) -> None:
     """List grants, without their secrets."""
-    keeper = session.keeper(ctx)
+    keeper = session.keeper(ctx, offline=True)
     found = keeper.grants(
         registration=registration, member=member, status=None if status is None else GrantStatus(status)
     )
@@ -69,7 +69,7 @@ def list_(
 @click.pass_context
 def show(ctx: click.Context, session: Session, *, registration: str, member: str) -> None:
     """Show one grant, without its secrets."""
-    session.out.result(_row(session.keeper(ctx).grant(registration, member), full=session.json))
+    session.out.result(_row(session.keeper(ctx, offline=True).grant(registration, member), full=session.json))
 
 
 @grants.command()
@@ -99,7 +99,7 @@ def forget(ctx: click.Context, session: Session, *, registration: str, member: s
     The provider is not told: its tokens live on there until they expire. On a terminal it asks first. Exit status 1
     if there was no such grant.
     """
-    keeper = session.keeper(ctx)
+    keeper = session.keeper(ctx, offline=True)
     if not yes and not session.json and interactive():
         click.confirm(
             f"Delete the grant of {member!r} at {registration!r}? Its tokens cannot be had back", abort=True, err=True
@@ -124,7 +124,7 @@ def import_(ctx: click.Context, session: Session, *, file: IO[str], registration
     refresh_token, expires_at (seconds since 1970, or ISO 8601) and scope. Lines that cannot be used are reported by
     their number, and the others imported; exit status 1 if there was one.
     """
-    keeper = session.keeper(ctx)
+    keeper = session.keeper(ctx, offline=True)
     name = registration or _only_registration(ctx, keeper)
     count: Counter[str] = Counter(imported=0, replaced=0, skipped=0, bad=0)
     for number, line in enumerate(_lines(file), 1):

@@ -33,7 +33,7 @@ keys = "file:tokenkeeper.keys"
 
 # One table for each registration of your application at a provider; `tokenkeeper providers list` names those known.
 [registrations.{provider}]
-client_id = "your client id"
+client_id = "env:{variable}_CLIENT_ID"            # no secret: it may stand here as it is
 client_secret = "env:{variable}_CLIENT_SECRET"    # a list while a new one is being rolled out
 redirect_uri = "http://127.0.0.1:8400/callback"   # register it there, too; `tokenkeeper connect` listens on it
 scopes = [{scopes}]
@@ -80,7 +80,7 @@ def init(session: Session, *, output: str, provider: str, key: bool) -> None:
         write_key(key_file, None)
     steps = [
         *([] if key_file.exists() else [f"tokenkeeper keys generate --output {key_file}"]),
-        f"export {variable}_CLIENT_SECRET=…   (and the client id into {file})",
+        f"export {variable}_CLIENT_ID=... {variable}_CLIENT_SECRET=...",
         "tokenkeeper db upgrade",
         "tokenkeeper doctor",
         f"tokenkeeper connect {provider} MEMBER",

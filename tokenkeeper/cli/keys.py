@@ -52,7 +52,7 @@ def list_(ctx: click.Context, session: Session) -> None:
     Which key seals, and how many sealed values in the database each of them opens. A key that the database needs and
     the settings lack is listed as not available.
     """
-    keeper = session.keeper(ctx, registrations=())
+    keeper = session.keeper(ctx, offline=True)
     ids = keeper.keyring.key_ids
     usage = keeper.key_usage()
     session.out.rows(

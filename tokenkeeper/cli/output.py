@@ -53,7 +53,7 @@ def shown(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+            return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         case list() | tuple():
             return " ".join(shown(one) for one in value)
         case _:
@@ -150,7 +150,7 @@ class Output:
             click.echo(as_json({"error": data}), err=True)
             return
         console = self._stderr
-        console.print(Text.assemble(("error: ", "bold red"), clean(str(error))))
+        console.print(Text.assemble(("error: ", "bold red"), clean(without_fix(error))))
         console.print(Text.assemble("turn:  ", (whose(error.turn), _STYLES[error.turn])))
         if data["fix"]:
             console.print(Text.assemble("do:    ", clean(data["fix"])))
@@ -181,6 +181,11 @@ def fix_of(error: TokenKeeperError) -> str:
         wait = getattr(error, "retry_after", None)
         return f"try again in {wait:.0f} seconds" if wait else "try again later"
     return ""
+
+
+def without_fix(error: TokenKeeperError) -> str:
+    """Return what an error says, less the fix at its end, where that is printed on a line of its own."""
+    return str(error).removesuffix(fix_of(error)).rstrip()
 
 
 def styled(word: str) -> Text:

@@ -14,7 +14,7 @@ from tokenkeeper.cli.session import Group, Session, json_option, pass_session
 from tokenkeeper.core.profile import Profile
 from tokenkeeper.core.rules import Rule
 
-COLUMNS = ["name", "title", "rotation", "client_authentication", "rules"]
+COLUMNS = ["name", "rotation", "client_authentication", "rules", "title"]
 
 
 @click.group(cls=Group)

@@ -73,6 +73,8 @@ class AuthorizationServer:
 
     def introspect(self, token: Secret, deadline: float) -> str | None:
         """Ask what became of a refresh token (RFC 7662); None if that cannot be had."""
+        if self._profile.introspection_endpoint is None:
+            return None
         request = introspection_request(
             self._registration,
             self._profile,

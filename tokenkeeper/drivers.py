@@ -36,6 +36,7 @@ from tokenkeeper.core.effects import (
     LoadGrant,
     LoadPause,
     MarkGrant,
+    Misconfigured,
     NewId,
     OpenAccessToken,
     OpenedRefreshToken,
@@ -56,7 +57,6 @@ from tokenkeeper.core.effects import (
     SaveConsent,
     SavePending,
     SaveTokens,
-    SealTrouble,
     SecretInUse,
     Sleep,
     SpillTokens,
@@ -207,7 +207,7 @@ class SyncDriver:
                 try:
                     return OpenedRefreshToken(room.store.open_refresh_token(claim.grant, tell))
                 except ConfigurationError as error:
-                    return SealTrouble(error)
+                    return Misconfigured(error)
             case Redeem():
                 return self._redeem(effect)
             case SpillTokens():
@@ -312,7 +312,10 @@ class SyncDriver:
             return room.store.extend_claim(claim)
 
         server = room.server(claim.grant.key.registration)
-        return server.redeem(effect.refresh_token, effect.secret, effect.deadline, confirm)
+        try:
+            return server.redeem(effect.refresh_token, effect.secret, effect.deadline, confirm)
+        except ConfigurationError as error:
+            return Redeemed(Misconfigured(error), room.monotonic())
 
     def _spill(self, effect: SpillTokens) -> None:
         spill = self._room.spill

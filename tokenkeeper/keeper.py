@@ -554,6 +554,10 @@ class _AnyAttempt(Generic[K]):
     def _call(self, *, repeatable: bool) -> Call:
         return self._keeper._call(self._case.key.registration, _not_called, repeatable=repeatable)
 
+    def _passed(self) -> None:
+        if self._keeper._room.suspects:
+            self._keeper._room.call_succeeded(self._case.key.registration)
+
     def _next(self, again: AccessToken | None, *, repeatable: bool) -> AccessToken | None:
         if again is None or not repeatable or self._first is not None:
             return None
@@ -574,7 +578,10 @@ class Attempt(_AnyAttempt[TokenKeeper]):
         assert self._token is not None
         call = self._call(repeatable=repeatable)
         reply = call.read(response, raised=False)
-        again = SyncDriver(self._keeper._room, call).run(recover(self._case, self._token, reply, first=self._first))
+        if reply.answer is None:
+            return self._passed()
+        flow = recover(self._case, self._token, reply, first=self._first)
+        again = SyncDriver(self._keeper._room, call).run(flow)
         return self._next(again, repeatable=repeatable)
 
 
@@ -591,6 +598,8 @@ class AsyncAttempt(_AnyAttempt[AsyncTokenKeeper]):
         assert self._token is not None
         call = self._call(repeatable=repeatable)
         reply = await call.aread(response, raised=False)
+        if reply.answer is None:
+            return self._passed()
         flow = recover(self._case, self._token, reply, first=self._first)
         again = await AsyncDriver(self._keeper._room, call).run(flow)
         return self._next(again, repeatable=repeatable)

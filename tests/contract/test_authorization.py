@@ -61,7 +61,11 @@ def test_a_prompt_is_closed_by_success(desk):
     with pytest.raises(ReauthenticationRequired):
         world.guarded()(member="ann")
     connection = finish(world, world.provider.consent(begin(world).url, member="ann"))
-    assert (connection.grant.status, connection.grant.generation, connection.grant.prompt) == (GrantStatus.ACTIVE, 2, None)
+    assert (connection.grant.status, connection.grant.generation, connection.grant.prompt) == (
+        GrantStatus.ACTIVE,
+        2,
+        None,
+    )
     assert world.guarded()(member="ann").status_code == 200
 
 
@@ -87,7 +91,18 @@ def test_the_stored_prompt_is_used_when_none_is_passed(desk):
 
 @pytest.mark.parametrize(
     "where",
-    ["https://evil.example/", "//evil.example", "/\\evil.example", "\\evil", "evil", "", "/a\nb", "javascript:alert(1)", "/" + "x" * 3000, None],
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "\\evil",
+        "evil",
+        "",
+        "/a\nb",
+        "javascript:alert(1)",
+        "/" + "x" * 3000,
+        None,
+    ],
 )
 def test_return_to_is_a_path_of_the_host(desk, where):
     """No open redirect; nothing is stored."""

@@ -133,7 +133,12 @@ def test_patience_ends(desk):
 
 @pytest.mark.parametrize(
     ("name", "cause"),
-    [("server_error", "provider_fault"), ("rate_limited", "rate_limited"), ("unreachable", "unreachable"), ("drop", "unanswered")],
+    [
+        ("server_error", "provider_fault"),
+        ("rate_limited", "rate_limited"),
+        ("unreachable", "unreachable"),
+        ("drop", "unanswered"),
+    ],
 )
 def test_the_weather_at_the_token_endpoint_is_shared_and_backed_off(desk, name, cause):
     """One failed renewal is one token request; then a back-off, then it works."""
@@ -257,7 +262,9 @@ def test_a_pause_is_probed_now_and_then(desk):
 
 def test_the_second_secret_is_tried_and_remembered(desk):
     """A list of secrets while a new one is being rolled out: tried in order, the one that worked first next time."""
-    world = desk(provider={"access_lifetime": 1800, "client_secret": "new"}, registration={"client_secret": ["old", "new"]})
+    world = desk(
+        provider={"access_lifetime": 1800, "client_secret": "new"}, registration={"client_secret": ["old", "new"]}
+    )
     world.connect()
     assert world.does(world.keeper.access_token("acme", "ann")).generation == 2
     assert world.provider.token_requests == 2

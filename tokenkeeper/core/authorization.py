@@ -19,6 +19,7 @@ from tokenkeeper.core.effects import (
     Flow,
     ForgetGrant,
     LoadGrant,
+    Misconfigured,
     NewId,
     PendingAuthorization,
     RandomText,
@@ -268,6 +269,8 @@ def redeem_code(case: Case, code: Secret, pending: PendingAuthorization) -> Flow
                     registration=name,
                     member=member,
                 )
+            case Misconfigured(error):
+                raise error
             case answer:
                 read = read_token_answer(answer, case.profile)
         if isinstance(read, TokenSet):

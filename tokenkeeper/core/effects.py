@@ -327,14 +327,14 @@ class OpenedRefreshToken:
 
 
 @dataclass(frozen=True, slots=True)
-class SealTrouble:
-    """A secret could not be opened or sealed: the operator's turn, the grant is as it was."""
+class Misconfigured:
+    """Something of the operator's stands in the way, and nothing was sent: the grant is as it was."""
 
     error: ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRefreshToken(Effect["OpenedRefreshToken | SealTrouble"]):
+class OpenRefreshToken(Effect["OpenedRefreshToken | Misconfigured"]):
     """Open the claimed refresh token and prove that sealing works, before anything is sent."""
 
     claim: Claim
@@ -344,7 +344,7 @@ class OpenRefreshToken(Effect["OpenedRefreshToken | SealTrouble"]):
 class Redeemed:
     """What came of a token request; ``sent_at`` is monotonic, from just before it was sent."""
 
-    outcome: Answer | NeverSent | Unanswered
+    outcome: Answer | NeverSent | Unanswered | Misconfigured
     sent_at: float
 
 

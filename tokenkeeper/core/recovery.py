@@ -174,11 +174,11 @@ def recover(
     """
     if reply.answer is None:
         return None
-    diagnosis = diagnose(reply.answer, case.profile.rules)
+    diagnosis = diagnose(reply.answer, case.profile.rules, secrets=(token,))
     if diagnosis.verdict in (Verdict.OK, Verdict.NOT_TOKEN, Verdict.RATE_LIMITED, Verdict.DPOP_NONCE):
         return None
     if diagnosis.verdict is Verdict.PROVIDER_FAULT:
-        yield from report_incident(case, reply, diagnosis)
+        yield from report_incident(case, token, reply, diagnosis)
         return None
     if not our_token(case, token, reply):
         return None
@@ -290,7 +290,7 @@ def refused_again(
     """A token that cannot or must not be renewed again was refused: the member's turn, or, of three members, the provider's."""
     grant = yield from standing_grant(case)
     if (yield from CountRefusal(case.key)):
-        yield from report_incident(case, reply, diagnosis, cause="refuses_everybody")
+        yield from report_incident(case, None, reply, diagnosis, cause="refuses_everybody")
         raise unavailable(case, "refuses_everybody", None, reply, diagnosis) from chained(reply)
     prompt = yield from OpenPrompt(grant, cause)
     raise reauthentication(case, prompt, cause, reply, diagnosis) from chained(reply)
@@ -316,7 +316,8 @@ def grant_revoked(  # noqa: PLR0912 - one branch for each thing that comes befor
             if first is not None:
                 raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
             return (yield from OpenAccessToken(grant))
-        if grant.now - grant.issued_at < YOUNG * SECOND and not tried_before:
+        final = case.profile.revocation == "grant" or grant.sealed_refresh_token is None
+        if final and grant.now - grant.issued_at < YOUNG * SECOND and not tried_before:
             if first is not None:
                 raise unavailable(case, "revoked_too_soon", REPLICA_LAG, reply, diagnosis) from chained(reply)
             if not case.retry or not (yield from Repeatable()):
@@ -324,7 +325,6 @@ def grant_revoked(  # noqa: PLR0912 - one branch for each thing that comes befor
             yield from Sleep(REPLICA_LAG)
             return (yield from OpenAccessToken(grant))
         in_flight = grant.claim_id is not None or grant.in_flight_since is not None
-        final = case.profile.revocation == "grant" or grant.sealed_refresh_token is None
         if in_flight or not final:
             if first is not None and not in_flight:
                 yield from refused_again(case, reply, diagnosis, cause="revoked")
@@ -409,7 +409,9 @@ def misconfigured(case: Case, reply: Reply, diagnosis: Diagnosis) -> Flow[NoRetu
     ) from chained(reply)
 
 
-def report_incident(case: Case, reply: Reply, diagnosis: Diagnosis, cause: str | None = None) -> Flow[None]:
+def report_incident(
+    case: Case, token: AccessToken | None, reply: Reply, diagnosis: Diagnosis, cause: str | None = None
+) -> Flow[None]:
     """Record an incident for the provider's support, on an event."""
     assert reply.answer is not None
     incident = incident_record(
@@ -418,6 +420,7 @@ def report_incident(case: Case, reply: Reply, diagnosis: Diagnosis, cause: str |
         url=reply.url,
         request_headers=reply.request_headers,
         client_id=case.registration.client_id,
+        secrets=() if token is None else (token,),
     )
     yield from Announce(
         ProviderTrouble(

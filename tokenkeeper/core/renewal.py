@@ -32,6 +32,7 @@ from tokenkeeper.core.effects import (
     Marked,
     MarkGrant,
     MemberTurn,
+    Misconfigured,
     NewId,
     OpenedRefreshToken,
     OpenRefreshToken,
@@ -45,7 +46,6 @@ from tokenkeeper.core.effects import (
     Renewed,
     Saved,
     SaveTokens,
-    SealTrouble,
     SecretInUse,
     Seen,
     Sleep,
@@ -57,6 +57,7 @@ from tokenkeeper.core.effects import (
 from tokenkeeper.core.incident import incident_record
 from tokenkeeper.core.profile import Profile
 from tokenkeeper.core.token_endpoint import CLAIM_LOST, NeverSent, TokenSet, Unanswered, read_token_answer
+from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.events import ProviderTrouble
 from tokenkeeper.model import (
     Answer,
@@ -69,6 +70,7 @@ from tokenkeeper.model import (
     Rotation,
     Secret,
     Verdict,
+    to_datetime,
 )
 
 EARLY_REFUSALS = 30.0
@@ -209,9 +211,8 @@ def claimed(job: RenewalJob, grant: StoredGrant) -> Flow[Claim | OperatorTurn | 
 def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
     """Present the claimed refresh token once and deal with whatever comes of it. None: the claim was lost; look again."""
     opened = yield from OpenRefreshToken(claim)
-    if isinstance(opened, SealTrouble):
-        yield from ReleaseClaim(claim, in_doubt=False, failed=False)
-        return OperatorTurn("key_unavailable", str(opened.error), opened.error.fix, error=opened.error)
+    if isinstance(opened, Misconfigured):
+        return (yield from misconfigured(claim, opened.error))
     first = yield from SecretInUse(job.key.registration)
     secrets = max(len(job.registration.client_secret), 1)
     for attempt in range(secrets):
@@ -223,10 +224,12 @@ def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
             case NeverSent(reason):
                 yield from ReleaseClaim(claim, in_doubt=False, retry_after=back_off(claim))
                 return Weather("unreachable", retry_after=back_off(claim), diagnosis=weather(reason))
+            case Misconfigured(error):
+                return (yield from misconfigured(claim, error))
             case Unanswered(reason):
                 return (yield from ambiguous(job, claim, "unanswered", weather(reason)))
             case Answer() as answer:
-                read = read_token_answer(answer, job.profile)
+                read = read_token_answer(answer, job.profile, now=to_datetime(claim.grant.now))
                 if isinstance(read, TokenSet):
                     if which != first:
                         yield from RememberSecret(job.key.registration, which)
@@ -235,6 +238,12 @@ def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
                     continue
                 return (yield from refused(job, claim, opened.secret, answer, read))
     raise AssertionError("the last secret's answer was dealt with above")  # pragma: no cover
+
+
+def misconfigured(claim: Claim, error: ConfigurationError) -> Flow[Outcome]:
+    """Nothing was sent, because of the operator: a key, an endpoint, a proxy. Give the claim back."""
+    yield from ReleaseClaim(claim, in_doubt=False, failed=False)
+    return OperatorTurn(error.cause or "configuration", str(error), error.fix, error=error)
 
 
 def with_refresh_token(tokens: TokenSet, opened: OpenedRefreshToken) -> TokenSet:
@@ -282,9 +291,9 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
         wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
         yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
         if diagnosis.verdict is not Verdict.RATE_LIMITED:
-            yield from trouble(job, answer, diagnosis)
+            yield from trouble(job, token, answer, diagnosis)
         return Weather(str(diagnosis.verdict), retry_after=wait, diagnosis=diagnosis)
-    yield from trouble(job, answer, diagnosis)
+    yield from trouble(job, token, answer, diagnosis)
     return (yield from ambiguous(job, claim, str(diagnosis.verdict), diagnosis))
 
 
@@ -345,10 +354,10 @@ def weather(reason: str) -> Diagnosis:
     )
 
 
-def trouble(job: RenewalJob, answer: Answer, diagnosis: Diagnosis) -> Flow[None]:
+def trouble(job: RenewalJob, token: Secret, answer: Answer, diagnosis: Diagnosis) -> Flow[None]:
     """Record an incident for the provider's support."""
     incident = incident_record(
-        answer, method="POST", url=job.profile.token_endpoint, client_id=job.registration.client_id
+        answer, method="POST", url=job.profile.token_endpoint, client_id=job.registration.client_id, secrets=(token,)
     )
     yield from Announce(
         ProviderTrouble(

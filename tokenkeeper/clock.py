@@ -21,11 +21,9 @@ class Clock:
     epoch: Callable[[], float] = staticmethod(time.time)
     """Seconds since the epoch (UTC), as a client assertion's times want them."""
 
-    def database_now(self) -> ColumnElement[int]:
-        """The SQL expression for the database's clock, in microseconds since the epoch."""
-        from tokenkeeper.store.tables import database_now  # noqa: PLC0415 - SQLAlchemy is loaded at first use
-
-        return database_now()
+    def database_now(self) -> ColumnElement[int] | None:
+        """The SQL expression that stands for the database's clock, in microseconds since the epoch; None: its own."""
+        return None
 
     def wait(self, seconds: float, wake: threading.Event) -> None:
         """Wait for that many seconds, or until *wake* is set (then only a moment, so that no loop spins)."""

@@ -285,7 +285,7 @@ class SyncDriver:
             if inspect.isawaitable(value):
                 close_awaitable(value)
                 raise TypeError(
-                    "a guarded function of a TokenKeeper returned an awaitable: use an AsyncTokenKeeper for it"
+                    "a guarded function of a TokenKeeper returned a coroutine: use an AsyncTokenKeeper for it"
                 )
             reply = self._call.read(value, raised=False)
         return reply

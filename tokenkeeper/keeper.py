@@ -579,7 +579,8 @@ class Attempt(_AnyAttempt[TokenKeeper]):
         call = self._call(repeatable=repeatable)
         reply = call.read(response, raised=False)
         if reply.answer is None:
-            return self._passed()
+            self._passed()
+            return None
         flow = recover(self._case, self._token, reply, first=self._first)
         again = SyncDriver(self._keeper._room, call).run(flow)
         return self._next(again, repeatable=repeatable)
@@ -599,7 +600,8 @@ class AsyncAttempt(_AnyAttempt[AsyncTokenKeeper]):
         call = self._call(repeatable=repeatable)
         reply = await call.aread(response, raised=False)
         if reply.answer is None:
-            return self._passed()
+            self._passed()
+            return None
         flow = recover(self._case, self._token, reply, first=self._first)
         again = await AsyncDriver(self._keeper._room, call).run(flow)
         return self._next(again, repeatable=repeatable)

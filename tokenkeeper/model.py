@@ -448,27 +448,28 @@ class Registration:
         key_id: str | None = None,
         signing_algorithm: str = "RS256",
     ) -> None:
-        secrets: Sequence[str | Secret]
-        secrets = (
-            ()
-            if client_secret is None
-            else [client_secret]
-            if isinstance(client_secret, str | Secret)
-            else client_secret
-        )
+        secrets, key = _secrets(client_secret), _secrets(private_key)
+        del client_secret, private_key  # a traceback of this frame must not show them
         values: dict[str, object] = {
             "name": checked_name(name, "registration's name"),
             "provider": name if provider is None else provider,
             "client_id": client_id,
-            "client_secret": tuple(s if isinstance(s, Secret) else Secret(s) for s in secrets),
+            "client_secret": secrets,
             "redirect_uri": redirect_uri,
             "scopes": scope_set(scopes),
             "parameters": dict(parameters or {}),
             "authorization_parameters": dict(authorization_parameters or {}),
             "token_parameters": dict(token_parameters or {}),
-            "private_key": Secret(private_key) if isinstance(private_key, str) else private_key,
+            "private_key": key[0] if key else None,
             "key_id": key_id,
             "signing_algorithm": signing_algorithm,
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
+
+
+def _secrets(given: str | Secret | Sequence[str | Secret] | None) -> tuple[Secret, ...]:
+    if given is None:
+        return ()
+    several = [given] if isinstance(given, str | Secret) else given
+    return tuple(secret if isinstance(secret, Secret) else Secret(secret) for secret in several)

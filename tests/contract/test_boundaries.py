@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import sqlite3
 from pathlib import Path
 from uuid import UUID
 
+import httpx2
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 
 from tokenkeeper import (
+    AccessToken,
     AsyncTokenKeeper,
     ConfigurationError,
     GrantConnected,
@@ -44,7 +48,7 @@ def rows(world, statement="SELECT * FROM tokenkeeper_grant"):
 def test_four_members_are_four(desk, database_url):
     """Compared byte for byte: no collation folds or pads them."""
     world = desk(database_url)
-    members = ["ann", "Ann", "ann ", "änn", "a\u0308nn", "ＡＮＮ"]
+    members = ["ann", "Ann", "ann ", "änn", "a\u0308nn", "\uff21\uff2e\uff2e"]
     for number, member in enumerate(members):
         world.does(world.keeper.save_tokens("acme", member, {"access_token": f"token-{number}"}))
     for number, member in enumerate(members):
@@ -60,7 +64,6 @@ def test_ints_and_uuids_are_members_too(desk):
     for member in (7, who):
         world.does(world.keeper.save_tokens("acme", member, {"access_token": "t"}))
         assert world.does(world.keeper.grant("acme", str(member))).member == str(member)
-    assert world.guarded()(member=7).status_code == 401 or True
     assert world.does(world.keeper.access_token("acme", 7)).reveal() == "t"
 
 
@@ -182,7 +185,7 @@ def test_a_providers_odd_lifetime_loses_no_tokens(desk, expires_in):
         "token",
         status=200,
         headers={"Content-Type": "application/json"},
-        body=__import__("json").dumps({"access_token": "new", "refresh_token": "newer", "expires_in": expires_in}),
+        body=json.dumps({"access_token": "new", "refresh_token": "newer", "expires_in": expires_in}),
     )
     token = world.does(world.keeper.access_token("acme", "ann"))
     assert token.reveal() == "new"
@@ -351,8 +354,6 @@ def test_a_full_database_sends_nothing(desk):
     world = desk(provider={"access_lifetime": 1800})
     world.connect()
     engine = world.keeper._room.engine
-    from sqlalchemy import event
-
     pages = []
 
     @event.listens_for(engine, "connect")
@@ -478,7 +479,7 @@ def test_what_cannot_be_guarded(desk):
                 guard(function)
         with pytest.raises(TypeError, match="coroutine"):
             world.connect()
-            call = guard(lambda token, member: asynchronous(token, member))
+            call = guard(lambda token, member: asynchronous(token, member))  # noqa: PLW0108 - it hides the coroutine
             call(member="ann")
         with pytest.raises(TypeError, match="coroutine"):
             call(member="ann")
@@ -487,10 +488,6 @@ def test_what_cannot_be_guarded(desk):
 
 def test_the_signature_has_no_token(desk):
     """What FastAPI and pytest read."""
-    import inspect
-
-    from tokenkeeper import AccessToken
-
     world = desk()
 
     if world.twin == "sync":
@@ -545,10 +542,8 @@ def test_methods_and_member_callables(desk):
 def test_diagnose_takes_what_there_is(desk):
     """A response, an Answer, or a triple; anything else is named."""
     world = desk()
-    body = '{"status":401,"serviceErrorCode":65602,"code":"EXPIRED_ACCESS_TOKEN","message":"The token used in the request has expired"}'
+    body = '{"status":401,"serviceErrorCode":65602,"code":"EXPIRED_ACCESS_TOKEN","message":"It has expired"}'
     assert world.keeper.diagnose("acme", (401, {}, body)).verdict == "expired"
-    import httpx2
-
     assert world.keeper.diagnose("acme", httpx2.Response(401, text=body)).verdict == "expired"
     with pytest.raises(InvalidInput):
         world.keeper.diagnose("acme", object())

@@ -179,7 +179,7 @@ def test_a_renewed_token_called_revoked_at_once_condemns_nobody(desk):
 
 def test_revoked_elsewhere_tries_the_refresh_token_once(desk):
     """Where revoked may mean only the access token, the refresh token has a say."""
-    world = desk(provider={"flavor": "generic"})
+    world = desk(provider={"flavor": "generic", "access_lifetime": 86_400})
     world.connect()
     world.provider.script("revoked")
     assert world.guarded()(member="ann").status_code == 200

@@ -272,7 +272,7 @@ def redeem_code(case: Case, code: Secret, pending: PendingAuthorization) -> Flow
             case Misconfigured(error):
                 raise error
             case answer:
-                read = read_token_answer(answer, case.profile)
+                read = read_token_answer(answer, case.profile, secrets=(code, *case.registration.client_secret))
         if isinstance(read, TokenSet):
             if which != first:
                 yield from RememberSecret(name, which)

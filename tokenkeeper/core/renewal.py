@@ -229,7 +229,8 @@ def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
             case Unanswered(reason):
                 return (yield from ambiguous(job, claim, "unanswered", weather(reason)))
             case Answer() as answer:
-                read = read_token_answer(answer, job.profile, now=to_datetime(claim.grant.now))
+                quotable = (opened.secret, *job.registration.client_secret)
+                read = read_token_answer(answer, job.profile, now=to_datetime(claim.grant.now), secrets=quotable)
                 if isinstance(read, TokenSet):
                     if which != first:
                         yield from RememberSecret(job.key.registration, which)
@@ -357,7 +358,11 @@ def weather(reason: str) -> Diagnosis:
 def trouble(job: RenewalJob, token: Secret, answer: Answer, diagnosis: Diagnosis) -> Flow[None]:
     """Record an incident for the provider's support."""
     incident = incident_record(
-        answer, method="POST", url=job.profile.token_endpoint, client_id=job.registration.client_id, secrets=(token,)
+        answer,
+        method="POST",
+        url=job.profile.token_endpoint,
+        client_id=job.registration.client_id,
+        secrets=(token, *job.registration.client_secret),
     )
     yield from Announce(
         ProviderTrouble(

@@ -448,11 +448,13 @@ def _assertion(registration: Registration, key: Secret, audience: str, now: floa
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def read_token_answer(answer: Answer, profile: Profile, *, now: datetime | None = None) -> TokenSet | Diagnosis:
+def read_token_answer(
+    answer: Answer, profile: Profile, *, now: datetime | None = None, secrets: Iterable[str | Secret] = ()
+) -> TokenSet | Diagnosis:
     """Return the tokens of a token endpoint's answer, or what else it means (RFC 6749 sections 5.1 and 5.2).
 
     Never raises. A 2xx answer without a usable token is the provider's fault, never the member's. *now* (UTC) is
-    needed only for a Retry-After that is a date.
+    needed only for a Retry-After that is a date. *secrets* are masked where the provider quotes them.
     """
     members = answer_members(answer)
     problem = None
@@ -463,7 +465,7 @@ def read_token_answer(answer: Answer, profile: Profile, *, now: datetime | None 
         if isinstance(tokens, TokenSet):
             return tokens
         problem = tokens
-    diagnosis = diagnose(answer, profile.rules, surface=Surface.TOKEN, now=now)
+    diagnosis = diagnose(answer, profile.rules, surface=Surface.TOKEN, now=now, secrets=secrets)
     if problem is None or diagnosis.verdict is not Verdict.PROVIDER_FAULT:
         return diagnosis
     message = f"The token endpoint answered {answer.status} without a usable token: {problem}."

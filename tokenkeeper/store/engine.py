@@ -100,6 +100,7 @@ def make_engine(database: str | URL) -> Engine:
             fix=fix,
         ) from error
     if backend == "sqlite":
+        event.listen(engine, "do_connect", lambda *_: harden_file(url))
         event.listen(engine, "connect", _prepare_sqlite)
     return engine
 

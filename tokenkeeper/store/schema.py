@@ -17,7 +17,6 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, func, select, text
 
 from tokenkeeper.errors import SchemaOutdated
-from tokenkeeper.store.engine import harden_file
 from tokenkeeper.store.tables import schema
 
 CODE_REVISION = 1
@@ -93,7 +92,6 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     from alembic import command  # noqa: PLC0415 - only those who migrate pay for it
     from alembic.config import Config  # noqa: PLC0415
 
-    harden_file(engine.url)
     with engine.connect() as connection, _alone(connection):
         if revision == "head" and state_of(connection).state in ("current", "newer"):
             return

@@ -48,6 +48,7 @@ from tokenkeeper.model import GrantKey, Prompt, Secret, to_datetime
 from tokenkeeper.store import operations, schema
 from tokenkeeper.store.engine import store_errors
 from tokenkeeper.store.sealed import SealedTokens, open_access_token, open_refresh_token, seal_tokens
+from tokenkeeper.store.tables import database_now
 from tokenkeeper.store.watch import ClockWatch
 
 PROBE_SECONDS = 300.0
@@ -66,7 +67,8 @@ class Store:
         self.engine = engine
         self.keyring = keyring
         self._clock = clock
-        self._now = clock.database_now()
+        stand_in = clock.database_now()
+        self._now: operations.Now = database_now() if stand_in is None else stand_in
         self._audit = audit
         self._watch = ClockWatch()
         self._checked = False

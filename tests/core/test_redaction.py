@@ -57,6 +57,7 @@ def test_what_looks_like_a_secret_is_masked(text: str) -> None:
         "84d8914a-9981-44b1-92ba-00c059f330c9",
         "Not enough permissions to access: userinfo.GET.NO_VERSION",
         "The grant was issued on '2017-11-26T09:16:07.5290000Z'",
+        "Empty oauth2 access token",  # LinkedIn
     ],
 )
 def test_ordinary_sentences_stay(text: str) -> None:

@@ -26,7 +26,8 @@ _NAMES = (
     r"appsecret[_-]?proof|private[_-]?key|cookie|auth[_-]?key|credential|jwt"
 )
 _SCHEME = re.compile(
-    r"\b(bearer|basic|dpop|oauth2?|zoho-oauthtoken)(\s+)(?!(?:realm|error|scope|algs|auth|token|type|scheme|only|header|is)\w*\b)"
+    r"\b(bearer|basic|dpop|oauth2?|zoho-oauthtoken)(\s+)"
+    r"(?!(?:realm|error|scope|algs|auth|token|type|scheme|only|header|is)\w*\b|access token\b)"
     r"[^\s\"',;<>]+",
     re.IGNORECASE,
 )

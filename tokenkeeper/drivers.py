@@ -215,8 +215,9 @@ class SyncDriver:
             case SaveTokens():
                 return self._save(effect)
             case MarkGrant():
+                marked = room.store.mark(effect, tell)
                 room.cache.drop(effect.grant.key)
-                return room.store.mark(effect, tell)
+                return marked
             case OpenPrompt():
                 return room.store.open_prompt(effect, tell)
             case Announce(event, every):
@@ -249,11 +250,13 @@ class SyncDriver:
             case FetchAccount(registration, token, deadline):
                 return room.server(registration).account(token, deadline)
             case SaveConsent():
+                saved = room.store.save_consent(effect, tell)
                 room.cache.drop(effect.key)
-                return room.store.save_consent(effect, tell)
+                return saved
             case ForgetGrant(grant):
+                gone = room.store.forget(grant, tell)
                 room.cache.drop(grant.key)
-                return room.store.forget(grant, tell)
+                return gone
             case _:
                 raise TypeError(f"no driver performs {type(effect).__name__}")
         return None
@@ -340,6 +343,9 @@ class SyncDriver:
             sealed = room.store.seal(claim.grant, effect.tokens)
             saved = room.store.save_renewal(sealed, elapsed, claim.id, self.events.append)
         except TokenKeeperError as error:
+            if room.closed:
+                logger.critical("closed before the renewed tokens of grant %s were stored", claim.grant.id)
+                raise
             logger.error(  # noqa: TRY400
                 "renewed tokens of grant %s are not stored yet (%s)", claim.grant.id, error.cause
             )
@@ -481,7 +487,7 @@ def runner(room: EngineRoom) -> Callable[[RenewalJob], Outcome]:
             room.settled(job.key)
         driver.tell()
         if isinstance(outcome, Weather) and outcome.follow_up is not None:
-            again = dataclasses.replace(job, refused=False, forced=False)
+            again = dataclasses.replace(job, forced=False)
             room.later(outcome.follow_up, lambda: start_renewal(room, again))
         return outcome
 

@@ -116,6 +116,7 @@ class EngineRoom:
         self.renewal_workers = Workers("renewal", RENEWAL_THREADS)
         self.store_workers = Workers("store", STORE_THREADS)
         self.closing = threading.Event()
+        self.closed = False
 
     def after_fork(self) -> None:
         """Start anew in a child process, without closing what belongs to the parent."""
@@ -347,6 +348,7 @@ class EngineRoom:
         with self._lock:
             transport, self._transport = self._transport, None
             engine, self._engine = self._engine, None
+            self.closed = True
             self._store = None
             self._servers.clear()
         if transport is not None:

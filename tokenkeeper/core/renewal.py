@@ -34,6 +34,7 @@ from tokenkeeper.core.effects import (
     MemberTurn,
     Misconfigured,
     NewId,
+    OpenAccessToken,
     OpenedRefreshToken,
     OpenRefreshToken,
     OperatorTurn,
@@ -113,7 +114,7 @@ def renew(job: RenewalJob) -> Flow[Outcome]:
         grant = yield from LoadGrant(job.key)
         if grant is None:
             return Gone()
-        job = job if job.seen else replace(job, seen=grant.seen)
+        job = about(job, grant)
         settled = judge(job, grant)
         if settled is not None:
             return settled
@@ -130,6 +131,18 @@ def renew(job: RenewalJob) -> Flow[Outcome]:
         waited, looks = waited + pause, looks + 1
 
 
+def about(job: RenewalJob, grant: StoredGrant) -> RenewalJob:
+    """Aim the job at what is stored, where what it has seen says nothing about that: nothing yet, or what was there before.
+
+    Newer tokens are adopted (:func:`judge`), unless they have expired by their clock since: then they are renewed like any.
+    """
+    if job.seen is None:
+        return replace(job, seen=grant.seen)
+    if grant.newer_than(job.seen) and not job.forced and grant.freshness(job.leeway) is Freshness.EXPIRED:
+        return replace(job, seen=grant.seen, refused=False)
+    return job
+
+
 def judge(job: RenewalJob, grant: StoredGrant) -> Outcome | None:
     """Say why nothing needs to be, or may be, sent for *grant*; None: claim it (or wait for the one who has)."""
     assert job.seen is not None
@@ -142,7 +155,8 @@ def judge(job: RenewalJob, grant: StoredGrant) -> Outcome | None:
     fresh = grant.freshness(job.leeway)
     left = grant.seconds_left()
     lives = left is None or left >= job.minimum_lifetime
-    if not job.refused and not job.forced and lives and fresh in (Freshness.FRESH, Freshness.UNKNOWN):
+    settled = grant.in_flight_since is None  # else a rotation may be under way, or lost: that is reason enough
+    if not job.refused and not job.forced and settled and lives and fresh in (Freshness.FRESH, Freshness.UNKNOWN):
         return Adopted(grant)
     if grant.sealed_refresh_token is None:
         return MemberTurn("no_refresh_token", grant.prompt, grant=grant, marked=False)
@@ -175,7 +189,7 @@ def held(job: RenewalJob, grant: StoredGrant, tries: int) -> float | None:
     match job.profile.effective_rotation:
         case Rotation.NONE | Rotation.BY_USE:
             return None
-        case Rotation.GRACE if tries <= MAX_REPLAYS and grant.now < grace_ends(job, grant):
+        case Rotation.GRACE if replayable(job, grant, tries):
             return None
         case Rotation.UNKNOWN if tries == 1:
             return None
@@ -185,10 +199,15 @@ def held(job: RenewalJob, grant: StoredGrant, tries: int) -> float | None:
     return left
 
 
-def grace_ends(job: RenewalJob, grant: StoredGrant) -> float:
-    """When (microseconds) the provider's grace for the refresh token in flight is over, less a margin."""
-    assert grant.in_flight_since is not None
-    return grant.in_flight_since + ((job.profile.grace_seconds or 0) - GRACE_MARGIN) * SECOND
+def replayable(job: RenewalJob, grant: StoredGrant, tries: int) -> bool:
+    """Whether a presentation without an answer should be made again now: inside the provider's grace, less a margin.
+
+    That holds for a token that is still good, too: when the grace is over, a lost successor is lost for ever.
+    """
+    if job.profile.effective_rotation is not Rotation.GRACE or grant.in_flight_since is None:
+        return False
+    ends = grant.in_flight_since + ((job.profile.grace_seconds or 0) - GRACE_MARGIN) * SECOND
+    return 0 < tries <= MAX_REPLAYS and grant.now < ends
 
 
 def claimed(job: RenewalJob, grant: StoredGrant) -> Flow[Claim | OperatorTurn | None]:
@@ -234,7 +253,7 @@ def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
                 if isinstance(read, TokenSet):
                     if which != first:
                         yield from RememberSecret(job.key.registration, which)
-                    return (yield from save(job, claim, with_refresh_token(read, opened), redeemed.sent_at))
+                    return (yield from save(job, claim, read, opened.secret, redeemed.sent_at))
                 if read.error_code == "invalid_client" and attempt + 1 < secrets:
                     continue
                 return (yield from refused(job, claim, opened.secret, answer, read))
@@ -247,13 +266,12 @@ def misconfigured(claim: Claim, error: ConfigurationError) -> Flow[Outcome]:
     return OperatorTurn(error.cause or "configuration", str(error), error.fix, error=error)
 
 
-def with_refresh_token(tokens: TokenSet, opened: OpenedRefreshToken) -> TokenSet:
-    """No new refresh token in the answer: the old one stays (RFC 6749 section 6)."""
-    return tokens if tokens.refresh_token else replace(tokens, refresh_token=opened.secret)
-
-
-def save(job: RenewalJob, claim: Claim, tokens: TokenSet, sent_at: float) -> Flow[Outcome]:
-    """Store the new tokens, however long it takes: they exist nowhere else."""
+def save(
+    job: RenewalJob, claim: Claim, answered: TokenSet, redeemed: Secret, sent_at: float
+) -> Flow[Outcome | None]:
+    """Store the new tokens, however long it takes: they exist nowhere else. None: the row has moved on; look again."""
+    # No new refresh token in the answer: the old one stays (RFC 6749 section 6).
+    tokens = answered if answered.refresh_token else replace(answered, refresh_token=redeemed)
     yield from SpillTokens(claim, tokens, sent_at)
     failures = 0
     while True:
@@ -262,14 +280,28 @@ def save(job: RenewalJob, claim: Claim, tokens: TokenSet, sent_at: float) -> Flo
                 pause = yield from LoadPause(job.key.registration)
                 if pause is not None:
                     yield from EndPause(job.key.registration)
-                return Renewed(grant)
-            case Overtaken(None):
-                return Gone()
-            case Overtaken(StoredGrant() as grant):
-                return Adopted(grant)
+                return Renewed(grant) if grant.status is GrantStatus.ACTIVE else None
+            case Overtaken(StoredGrant() as grant) if rescue := (yield from kept(claim, grant, tokens, redeemed)):
+                claim, tokens = rescue
+            case Overtaken():
+                return None
             case Unsaved():
                 yield from Sleep(SAVE_RETRY[min(failures, len(SAVE_RETRY) - 1)])
                 failures += 1
+
+
+def kept(claim: Claim, grant: StoredGrant, tokens: TokenSet, redeemed: Secret) -> Flow[tuple[Claim, TokenSet] | None]:
+    """What to save where a newer consent has kept the refresh token that was just redeemed: its successor, and no more."""
+    rotated = tokens.refresh_token != redeemed
+    if not rotated or not grant.newer_than(claim.grant.seen) or grant.sealed_refresh_token is None:
+        return None
+    claim = replace(claim, grant=grant)
+    opened = yield from OpenRefreshToken(claim)
+    if not isinstance(opened, OpenedRefreshToken) or opened.secret != redeemed:
+        return None
+    access_token = yield from OpenAccessToken(grant)
+    ends = None if grant.access_expires_at is None else grant.access_expires_at / SECOND
+    return claim, replace(tokens, access_token=access_token, expires_at=ends, expires_in=None, scopes=None)
 
 
 def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagnosis: Diagnosis) -> Flow[Outcome | None]:
@@ -299,7 +331,8 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
 
 
 def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) -> Flow[Outcome | None]:
-    """The refresh token is dead: mark the grant, unless somebody newer is in the store, and keep the ciphertext."""
+    """The refresh token is dead: mark the grant and keep the ciphertext. None: the row has moved on; look again."""
+    yield from resume(job)
     cause = str(diagnosis.verdict)
     if job.profile.introspection_endpoint and diagnosis.verdict is Verdict.GRANT_INVALID:
         match (yield from Introspect(job.key.registration, token, job.profile.timing.deadline)):
@@ -317,10 +350,6 @@ def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) ->
     match (yield from MarkGrant(claim.grant, cause, claim, claims=diagnosis.claims, acr_values=diagnosis.acr_values)):
         case Marked(grant):
             return MemberTurn(cause, grant.prompt, diagnosis, grant)
-        case None:
-            return Gone()
-        case grant if grant.newer_than(claim.grant.seen):
-            return Adopted(grant)
     return None
 
 

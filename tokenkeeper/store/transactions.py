@@ -44,7 +44,7 @@ from tokenkeeper.events import (
     TokensRenewed,
     stable_id,
 )
-from tokenkeeper.model import GrantKey, Prompt, Secret, to_datetime
+from tokenkeeper.model import GrantKey, Prompt, Secret, scope_set, to_datetime
 from tokenkeeper.store import operations, schema
 from tokenkeeper.store.engine import store_errors
 from tokenkeeper.store.sealed import SealedTokens, open_access_token, open_refresh_token, seal_tokens
@@ -400,12 +400,14 @@ def _about(grant: StoredGrant) -> dict[str, Any]:
 
 
 def _prompt(effect: MarkGrant | OpenPrompt) -> Prompt:
+    """The prompt that an effect opens; scopes that were missing before are still missing."""
     grant = effect.grant
+    missing_before = grant.prompt.scopes if grant.prompt else ()
     return Prompt(
         registration=grant.key.registration,
         member=grant.key.member,
         cause=effect.cause,
-        scopes=effect.scopes,
+        scopes=scope_set((*missing_before, *effect.scopes)),
         opened_at=to_datetime(grant.now),
         acr_values=effect.acr_values,
         claims=effect.claims,

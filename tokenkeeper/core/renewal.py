@@ -266,9 +266,7 @@ def misconfigured(claim: Claim, error: ConfigurationError) -> Flow[Outcome]:
     return OperatorTurn(error.cause or "configuration", str(error), error.fix, error=error)
 
 
-def save(
-    job: RenewalJob, claim: Claim, answered: TokenSet, redeemed: Secret, sent_at: float
-) -> Flow[Outcome | None]:
+def save(job: RenewalJob, claim: Claim, answered: TokenSet, redeemed: Secret, sent_at: float) -> Flow[Outcome | None]:
     """Store the new tokens, however long it takes: they exist nowhere else. None: the row has moved on; look again."""
     # No new refresh token in the answer: the old one stays (RFC 6749 section 6).
     tokens = answered if answered.refresh_token else replace(answered, refresh_token=redeemed)
@@ -277,17 +275,23 @@ def save(
     while True:
         match (yield from SaveTokens(claim, tokens, sent_at)):
             case Saved(grant):
-                pause = yield from LoadPause(job.key.registration)
-                if pause is not None:
-                    yield from EndPause(job.key.registration)
+                yield from resume(job)
                 return Renewed(grant) if grant.status is GrantStatus.ACTIVE else None
             case Overtaken(StoredGrant() as grant) if rescue := (yield from kept(claim, grant, tokens, redeemed)):
                 claim, tokens = rescue
+                yield from SpillTokens(claim, tokens, sent_at)
             case Overtaken():
                 return None
             case Unsaved():
                 yield from Sleep(SAVE_RETRY[min(failures, len(SAVE_RETRY) - 1)])
                 failures += 1
+
+
+def resume(job: RenewalJob) -> Flow[None]:
+    """The provider has accepted the client: a pause of its registration is over."""
+    pause = yield from LoadPause(job.key.registration)
+    if pause is not None:
+        yield from EndPause(job.key.registration)
 
 
 def kept(claim: Claim, grant: StoredGrant, tokens: TokenSet, redeemed: Secret) -> Flow[tuple[Claim, TokenSet] | None]:

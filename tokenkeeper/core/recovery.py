@@ -142,27 +142,27 @@ def renew_now(case: Case) -> Flow[StoredGrant]:
     return (yield from settled(case, outcome, Seen("", 0)))
 
 
-def standing_grant(case: Case) -> Flow[StoredGrant]:
+def standing_grant(case: Case, reply: Reply | None = None, diagnosis: Diagnosis | None = None) -> Flow[StoredGrant]:
     """Load the member's grant and see that it stands; raise whose turn it is if it does not."""
     grant = yield from LoadGrant(case.key)
     if grant is None:
-        raise not_connected(case)
+        raise not_connected(case, reply, diagnosis) from chained(reply)
     if grant.status is not GrantStatus.ACTIVE:
-        raise reauthentication(case, grant.prompt, grant.prompt.cause if grant.prompt else grant.status)
+        cause = grant.prompt.cause if grant.prompt else str(grant.status)
+        raise reauthentication(case, grant.prompt, cause, reply, diagnosis) from chained(reply)
     return grant
 
 
 def look_ahead(case: Case, grant: StoredGrant, fresh: Freshness) -> Flow[None]:
     """Start a renewal of an aging token in the background, and announce ends that no renewal can put off."""
+    what, end = "access", grant.access_expires_at
     if grant.sealed_refresh_token is not None:
-        if fresh is Freshness.AGING:
+        what, end = "refresh", grant.refresh_expires_at
+        # What is in flight may be a stopped worker's: its outcome is asked for while the provider's grace lasts.
+        if fresh is Freshness.AGING or grant.in_flight_since is not None:
             yield from StartRenewal(case.key, grant.seen)
-        if grant.refresh_expires_at is not None and grant.refresh_expires_at - grant.now < LAST_CALL * SECOND:
-            yield from Announce(expiring(grant, "refresh", grant.refresh_expires_at))
-    elif grant.access_expires_at is not None:
-        notice = min(LAST_CALL * SECOND, (grant.access_expires_at - grant.issued_at) / 10)
-        if grant.access_expires_at - grant.now < notice:
-            yield from Announce(expiring(grant, "access", grant.access_expires_at))
+    if end is not None and end - grant.now < min(LAST_CALL * SECOND, (end - grant.issued_at) / 10):
+        yield from Announce(expiring(grant, what, end))
 
 
 def recover(
@@ -192,7 +192,7 @@ def recover(
         case Verdict.REVOKED:
             return (yield from grant_revoked(case, token, reply, diagnosis, first))
         case _:
-            yield from member_must_act(case, reply, diagnosis)
+            return (yield from member_must_act(case, token, reply, diagnosis, first))
     return None
 
 
@@ -232,16 +232,15 @@ def token_dead(
     """Expired, or invalid with the cause unstated: adopt what is newer in the store, else renew once."""
     seen = Seen(token.grant_id, token.generation)
     if first is not None:
-        yield from still_current(case, seen, reply, diagnosis)
-        yield from refused_again(case, reply, diagnosis)
+        yield from refused_again(case, seen, reply, diagnosis)
     outcome = yield from Renew(case.key, seen, refused=True)
     match outcome:
         case MemberTurn("no_refresh_token", grant=StoredGrant() as grant):
             if diagnosis.verdict is Verdict.EXPIRED or grant.freshness(case.leeway) is Freshness.EXPIRED:
                 yield from needs_member(case, grant, "expired", reply, diagnosis)
-            yield from refused_again(case, reply, diagnosis, cause="invalid")
+            yield from refused_again(case, seen, reply, diagnosis, cause="invalid")
         case MemberTurn("refused_after_renewal"):
-            yield from refused_again(case, reply, diagnosis)
+            yield from refused_again(case, seen, reply, diagnosis)
     grant = yield from settled(case, outcome, seen, reply, diagnosis)
     return (yield from OpenAccessToken(grant))
 
@@ -258,7 +257,7 @@ def settled(
         return outcome.grant
     if isinstance(outcome, InProgress):
         # A slow callback of the host may have held up the news: the row knows best.
-        grant = yield from standing_grant(case)
+        grant = yield from standing_grant(case, reply, diagnosis)
         if grant.newer_than(seen):
             return grant
     if isinstance(outcome, MemberTurn) and outcome.blocked and outcome.grant is not None:
@@ -273,22 +272,17 @@ def settled(
 
 def still_current(case: Case, seen: Seen, reply: Reply, diagnosis: Diagnosis) -> Flow[StoredGrant]:
     """See that the refused token set is still the stored one; a call is made at most twice, so else it is the weather."""
-    grant = yield from LoadGrant(case.key)
-    if grant is None:
-        raise not_connected(case, reply, diagnosis) from chained(reply)
-    if grant.status is not GrantStatus.ACTIVE:
-        cause = grant.prompt.cause if grant.prompt else str(grant.status)
-        raise reauthentication(case, grant.prompt, cause, reply, diagnosis) from chained(reply)
+    grant = yield from standing_grant(case, reply, diagnosis)
     if grant.newer_than(seen):
         raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
     return grant
 
 
 def refused_again(
-    case: Case, reply: Reply, diagnosis: Diagnosis, cause: str = "refused_after_renewal"
+    case: Case, seen: Seen, reply: Reply, diagnosis: Diagnosis, cause: str = "refused_after_renewal"
 ) -> Flow[NoReturn]:
     """A token that cannot or must not be renewed again was refused: the member's turn, or, of three members, the provider's."""
-    grant = yield from standing_grant(case)
+    grant = yield from still_current(case, seen, reply, diagnosis)
     if (yield from CountRefusal(case.key)):
         yield from report_incident(case, None, reply, diagnosis, cause="refuses_everybody")
         raise unavailable(case, "refuses_everybody", None, reply, diagnosis) from chained(reply)
@@ -299,22 +293,20 @@ def refused_again(
 # --- the member's ----------------------------------------------------------------------------------------------------
 
 
-def grant_revoked(  # noqa: PLR0912 - one branch for each thing that comes before the member is told
+def grant_revoked(
     case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis, first: AccessToken | None
 ) -> Flow[AccessToken | None]:
     """Called revoked: a young token gets a second chance, a claim in flight its say; then the grant is marked."""
     seen = Seen(token.grant_id, token.generation)
     tried_before = first is not None and (first.grant_id, first.generation) == (token.grant_id, token.generation)
+    waited = False
     while True:
-        grant = yield from LoadGrant(case.key)
-        if grant is None:
-            raise not_connected(case, reply, diagnosis) from chained(reply)
-        if grant.status is not GrantStatus.ACTIVE:
-            cause = grant.prompt.cause if grant.prompt else str(grant.status)
-            raise reauthentication(case, grant.prompt, cause, reply, diagnosis) from chained(reply)
+        grant = yield from standing_grant(case, reply, diagnosis)
         if grant.newer_than(seen):
             if first is not None:
                 raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
+            return (yield from OpenAccessToken(grant))
+        if waited:
             return (yield from OpenAccessToken(grant))
         final = case.profile.revocation == "grant" or grant.sealed_refresh_token is None
         if final and grant.now - grant.issued_at < YOUNG * SECOND and not tried_before:
@@ -323,14 +315,15 @@ def grant_revoked(  # noqa: PLR0912 - one branch for each thing that comes befor
             if not case.retry or not (yield from Repeatable()):
                 return None
             yield from Sleep(REPLICA_LAG)
-            return (yield from OpenAccessToken(grant))
+            waited = True
+            continue
         in_flight = grant.claim_id is not None or grant.in_flight_since is not None
         if in_flight or not final:
             if first is not None and not in_flight:
-                yield from refused_again(case, reply, diagnosis, cause="revoked")
+                yield from refused_again(case, seen, reply, diagnosis, cause="revoked")
             outcome = yield from Renew(case.key, seen, refused=True)
             if isinstance(outcome, MemberTurn) and outcome.cause == "refused_after_renewal":
-                yield from refused_again(case, reply, diagnosis)
+                yield from refused_again(case, seen, reply, diagnosis)
             grant = yield from settled(case, outcome, seen, reply, diagnosis)
             if first is not None:
                 raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
@@ -358,7 +351,7 @@ def scope_missing(
     case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis, first: AccessToken | None
 ) -> Flow[AccessToken | None]:
     """Say exactly which scopes are missing; just after a new consent they may still be on their way."""
-    grant = yield from standing_grant(case)
+    grant = yield from standing_grant(case, reply, diagnosis)
     if grant.newer_than(Seen(token.grant_id, token.generation)) and first is None:
         return (yield from OpenAccessToken(grant))
     if grant.consented_at > grant.created_at and grant.now - grant.consented_at < NEW_CONSENT * SECOND:
@@ -377,9 +370,16 @@ def scope_missing(
     ) from chained(reply)
 
 
-def member_must_act(case: Case, reply: Reply, diagnosis: Diagnosis) -> Flow[NoReturn]:
+def member_must_act(
+    case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis, first: AccessToken | None
+) -> Flow[AccessToken]:
     """Step-up, or a blocked account: the row stays as it is, with a prompt that says what is asked for."""
-    grant = yield from standing_grant(case)
+    grant = yield from standing_grant(case, reply, diagnosis)
+    if grant.newer_than(Seen(token.grant_id, token.generation)):
+        # The member may have just done what is asked for.
+        if first is not None:
+            raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
+        return (yield from OpenAccessToken(grant))
     cause = str(diagnosis.verdict)
     prompt = yield from OpenPrompt(grant, cause, diagnosis.scopes, diagnosis.acr_values, diagnosis.claims)
     if diagnosis.verdict is Verdict.ACCOUNT_BLOCKED:

@@ -231,7 +231,8 @@ def claim(
     if trust_clock:
         lapsed.append(grants.c.claimed_until < now)
     if witnessed is not None:
-        lapsed.append(grants.c.claim_id == witnessed)
+        # Extended is not what was witnessed: an extension starts the lease anew.
+        lapsed.append(and_(grants.c.claim_id == witnessed, grants.c.claimed_until == grant.claimed_until))
     conditions: list[ColumnElement[bool]] = [
         grants.c.grant_id == grant.id,
         grants.c.generation == grant.generation,
@@ -382,7 +383,11 @@ def open_prompt(connection: Connection, grant: StoredGrant, prompt: Prompt) -> b
     return bool(
         connection.execute(
             update(grants)
-            .where(grants.c.grant_id == grant.id, grants.c.generation == grant.generation)
+            .where(
+                grants.c.grant_id == grant.id,
+                grants.c.generation == grant.generation,
+                grants.c.status == grant.status.value,
+            )
             .values(prompt=_prompt_json(prompt, grant.now))
         ).rowcount
     )

@@ -26,7 +26,7 @@ class ClockWatch:
         self._offset: float | None = None
         self._offset_at = 0.0
         self._jumped_at: float | None = None
-        self._claims: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._claims: OrderedDict[str, tuple[str | None, int | None, float]] = OrderedDict()
 
     def saw(self, grant: StoredGrant) -> None:
         """Take note of a row that was just read."""
@@ -42,8 +42,8 @@ class ClockWatch:
                 self._jumped_at = None
             if grant.claim_id is None:
                 self._claims.pop(grant.id, None)
-            elif self._claims.get(grant.id, ("", 0.0))[0] != grant.claim_id:
-                self._claims[grant.id] = (grant.claim_id, grant.read_at)
+            elif self._claims.get(grant.id, (None, None, 0.0))[:2] != (grant.claim_id, grant.claimed_until):
+                self._claims[grant.id] = (grant.claim_id, grant.claimed_until, grant.read_at)
                 while len(self._claims) > SIZE:
                     self._claims.popitem(last=False)
 
@@ -53,7 +53,8 @@ class ClockWatch:
         return self._jumped_at is None
 
     def witnessed(self, grant: StoredGrant, now: float, lease: float) -> str | None:
-        """Return the id of the grant's claim if this process has seen it for a whole *lease* (seconds)."""
+        """Return the id of the grant's claim if this process has seen it, not extended, for a whole *lease* (seconds)."""
         with self._lock:
-            claim_id, since = self._claims.get(grant.id, ("", now))
-        return claim_id if claim_id and claim_id == grant.claim_id and now - since >= lease else None
+            claim_id, until, since = self._claims.get(grant.id, (None, None, now))
+        seen = (claim_id, until) == (grant.claim_id, grant.claimed_until) and now - since >= lease
+        return claim_id if seen else None

@@ -16,7 +16,8 @@ import pytest
 
 from tokenkeeper.cli import demo
 from tokenkeeper.cli.demo_host import PATH, SCOPE, Host, open_host, stand_in
-from tokenkeeper.cli.demo_scenarios import SCENARIOS, Result, Scenario, perform
+from tokenkeeper.cli.demo_scenarios import SCENARIOS
+from tokenkeeper.cli.demo_stage import Result, Scenario, perform
 from tokenkeeper.testing import FakeProvider
 
 KEYS = ["name", "status", "verdict", "turn", "outcome", "api_calls", "token_requests"]

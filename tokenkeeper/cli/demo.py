@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from tokenkeeper.cli.demo_host import open_host
-from tokenkeeper.cli.demo_scenarios import SCENARIOS, Result, perform
+from tokenkeeper.cli.demo_scenarios import SCENARIOS
+from tokenkeeper.cli.demo_stage import Result, perform
 from tokenkeeper.cli.output import Output, clean, styled, whose
 from tokenkeeper.model import Turn
 

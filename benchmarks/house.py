@@ -1,0 +1,66 @@
+"""What the benchmarks stand on: a keeper on a SQLite file in a temporary folder, with the fake provider as its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenkeeper import AsyncTokenKeeper, Keyring, TokenKeeper
+from tokenkeeper.crypto import generate_key
+from tokenkeeper.testing import FakeProvider
+
+REGISTRATION = "acme"
+TOKEN_PADDING = "x" * 1000
+"""Tokens of the size of an ordinary JWT; LinkedIn's have about 350 characters."""
+
+
+class House:
+    """A provider, a database, and keepers that share them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.provider = FakeProvider(prefix=TOKEN_PADDING)
+        self.keys = Keyring.parse(generate_key("2026-11"))
+        self.url = f"sqlite:///{folder / 'tokens.db'}"
+        self._keepers: list[TokenKeeper] = []
+        self.keeper = self.another_keeper()
+        self.keeper.create_schema()
+
+    def another_keeper(self, **options: Any) -> TokenKeeper:
+        """Make one more keeper; its token requests go to the fake provider, in process."""
+        keeper = self._made(TokenKeeper, options)
+        self._keepers.append(keeper)
+        return keeper
+
+    def async_keeper(self, **options: Any) -> AsyncTokenKeeper:
+        """Make an async twin."""
+        keeper = self._made(AsyncTokenKeeper, options)
+        self._keepers.append(keeper.sync)
+        return keeper
+
+    def _made(self, kind: Any, options: dict[str, Any]) -> Any:
+        keeper = kind(self.url, keys=self.keys, registrations=[self.provider.registration(REGISTRATION)], **options)
+        keeper._room.use(keeper._room.clock, self.provider.transport())
+        return keeper
+
+    def connect(self, member: str, **issue: Any) -> None:
+        """Give a member a grant."""
+        self.keeper.save_tokens(REGISTRATION, member, self.provider.issue(member=member, **issue))
+
+    def close(self) -> None:
+        """Close all keepers."""
+        for keeper in self._keepers:
+            keeper.close()
+
+
+@contextmanager
+def house() -> Iterator[House]:
+    """A house for one benchmark."""
+    with tempfile.TemporaryDirectory(prefix="tokenkeeper-bench-") as folder:
+        built = House(Path(folder))
+        try:
+            yield built
+        finally:
+            built.close()

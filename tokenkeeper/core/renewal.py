@@ -241,8 +241,7 @@ def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
             case NeverSent(reason) if reason == CLAIM_LOST:
                 return None
             case NeverSent(reason):
-                yield from ReleaseClaim(claim, in_doubt=False, retry_after=back_off(claim))
-                return Weather("unreachable", retry_after=back_off(claim), diagnosis=weather(reason))
+                return (yield from unprocessed(job, claim, "unreachable", back_off(claim), weather(reason)))
             case Misconfigured(error):
                 return (yield from misconfigured(claim, error))
             case Unanswered(reason):
@@ -325,11 +324,10 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
                 diagnosis.error_code or str(diagnosis.verdict), diagnosis.message, diagnosis.fix, diagnosis
             )
     if diagnosis.verdict is Verdict.RATE_LIMITED or 400 <= answer.status < 500:
-        wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
-        yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
         if diagnosis.verdict is not Verdict.RATE_LIMITED:
             yield from trouble(job, token, answer, diagnosis)
-        return Weather(str(diagnosis.verdict), retry_after=wait, diagnosis=diagnosis)
+        wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
+        return (yield from unprocessed(job, claim, str(diagnosis.verdict), wait, diagnosis))
     yield from trouble(job, token, answer, diagnosis)
     return (yield from ambiguous(job, claim, str(diagnosis.verdict), diagnosis))
 
@@ -342,9 +340,7 @@ def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) ->
         match (yield from Introspect(job.key.registration, token, job.profile.timing.deadline)):
             case "active":
                 # Refused, yet alive: the provider contradicts itself. That is weather, not the member's turn.
-                wait = back_off(claim)
-                yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
-                return Weather("contradiction", retry_after=wait, diagnosis=diagnosis)
+                return (yield from unprocessed(job, claim, "contradiction", back_off(claim), diagnosis))
             case "expired":
                 cause = str(Verdict.GRANT_EXPIRED)
             case "revoked":
@@ -357,16 +353,21 @@ def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) ->
     return None
 
 
+def unprocessed(job: RenewalJob, claim: Claim, cause: str, wait: float, diagnosis: Diagnosis) -> Flow[Outcome]:
+    """Not sent, or not taken: the refresh token is as it was. One that was in doubt before still is."""
+    yield from ReleaseClaim(claim, in_doubt=False, retry_after=wait)
+    again = wait if replayable(job, claim.grant, claim.grant.in_flight_tries - 1) else None
+    return Weather(cause, retry_after=wait, diagnosis=diagnosis, follow_up=again)
+
+
 def ambiguous(job: RenewalJob, claim: Claim, cause: str, diagnosis: Diagnosis) -> Flow[Outcome]:
     """Sent, and nobody knows what became of it: keep the in-flight mark; inside a grace the keeper replays by itself."""
-    grant = claim.grant
     wait = min(diagnosis.retry_after or back_off(claim), MAX_BACK_OFF)
-    follow_up = None
-    if job.profile.effective_rotation is Rotation.GRACE and grant.in_flight_tries <= MAX_REPLAYS:
-        wait = min(wait, 1.0)
-        follow_up = wait
+    again = None
+    if replayable(job, claim.grant, claim.grant.in_flight_tries):
+        again = wait = min(wait, 1.0)
     yield from ReleaseClaim(claim, in_doubt=True, retry_after=wait)
-    return Weather(cause, retry_after=wait, diagnosis=diagnosis, follow_up=follow_up)
+    return Weather(cause, retry_after=wait, diagnosis=diagnosis, follow_up=again)
 
 
 def back_off(claim: Claim) -> float:

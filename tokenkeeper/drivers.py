@@ -160,11 +160,12 @@ class SyncDriver:
         try:
             return self._drive(flow)
         finally:
-            self.tell()
+            if self.events:
+                self.tell()
 
     def _drive(self, flow: Flow[T]) -> T:
         answer: object = None
-        with closing(flow):
+        try:
             while True:
                 try:
                     effect = flow.send(answer)
@@ -172,6 +173,8 @@ class SyncDriver:
                     result: T = finished.value
                     return result
                 answer = self.perform(effect)
+        finally:
+            flow.close()
 
     def tell(self) -> None:
         """Run the host's callbacks for what was committed since the last time."""

@@ -188,7 +188,6 @@ class _Keeper:
         return callback
 
     def _case(self, registration: str, member: Member, *, retry: bool = True) -> Case:
-        self._room.registration(registration)
         return self._room.case(registration, _member(registration, member), retry=retry)
 
     def _call(

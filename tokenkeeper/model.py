@@ -378,7 +378,9 @@ def to_datetime(microseconds: int | None) -> datetime | None:
 
 def member_id(member: str | int | UUID) -> str:
     """Return a member's id as the store keeps it. Raises ValueError or TypeError saying what is wrong with it."""
-    return member if type(member) is str and member.isalnum() and len(member) < 64 else _checked_member(member)
+    if type(member) is str and 0 < len(member) <= MEMBER_BYTES and member.isascii() and member.isprintable():
+        return member
+    return _checked_member(member)
 
 
 def _checked_member(member: object) -> str:

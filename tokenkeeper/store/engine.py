@@ -5,9 +5,8 @@ Pragmas and listeners go only on engines made here; an Engine that the host pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
@@ -156,13 +155,18 @@ def store_error(error: Exception) -> TokenKeeperError:
     )
 
 
-@contextmanager
-def store_errors() -> Iterator[None]:
-    """Let the database's exceptions leave as tokenkeeper's own."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise store_error(error) from error
+class store_errors:  # noqa: N801 - reads as a function
+    """Let the database's exceptions leave as tokenkeeper's own. Not a generator: it stands in the way of every read."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise what the error means."""
+        if isinstance(error, SQLAlchemyError):
+            raise store_error(error) from error
 
 
 def harden_file(url: URL) -> None:

@@ -54,34 +54,12 @@ ATTEMPTS = 20
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    grants.c.grant_id,
-    grants.c.registration,
-    grants.c.member,
-    grants.c.status,
-    grants.c.generation,
-    grants.c.scopes,
-    grants.c.access_token,
-    grants.c.refresh_token,
-    grants.c.access_expires_at,
-    grants.c.refresh_expires_at,
-    grants.c.account,
-    grants.c.created_at,
-    grants.c.consented_at,
-    grants.c.renewed_at,
-    grants.c.claim_id,
-    grants.c.claimed_until,
-    grants.c.in_flight_since,
-    grants.c.in_flight_tries,
-    grants.c.retry_at,
-    grants.c.failures,
-    grants.c.prompt,
-)
+_STATUSES = {status.value: status for status in GrantStatus}
 
 
 @lru_cache(maxsize=8)
 def _by_key(now: Now) -> Select[Any]:
-    return select(*_COLUMNS, now.label("now")).where(
+    return select(grants, now.label("now")).where(
         grants.c.registration == bindparam("key_registration"), grants.c.member == bindparam("key_member")
     )
 
@@ -91,16 +69,16 @@ def load(connection: Connection, key: GrantKey, now: Now, read_at: float = 0.0) 
     row = connection.execute(
         _by_key(now), {"key_registration": key.registration.encode(), "key_member": key.member.encode()}
     ).first()
-    return None if row is None else _stored(row, read_at)
+    return None if row is None else _stored(row, read_at, key)
 
 
 def load_by_id(connection: Connection, grant_id: str, now: Now, read_at: float = 0.0) -> StoredGrant | None:
     """Read a grant's row by its id."""
-    row = connection.execute(select(*_COLUMNS, now.label("now")).where(grants.c.grant_id == grant_id)).first()
+    row = connection.execute(select(grants, now.label("now")).where(grants.c.grant_id == grant_id)).first()
     return None if row is None else _stored(row, read_at)
 
 
-def _stored(row: Sequence[Any], read_at: float) -> StoredGrant:
+def _stored(row: Sequence[Any], read_at: float, key: GrantKey | None = None) -> StoredGrant:
     (
         grant_id,
         registration,
@@ -116,6 +94,7 @@ def _stored(row: Sequence[Any], read_at: float) -> StoredGrant:
         created_at,
         consented_at,
         renewed_at,
+        _,
         claim_id,
         claimed_until,
         in_flight_since,
@@ -125,13 +104,13 @@ def _stored(row: Sequence[Any], read_at: float) -> StoredGrant:
         prompt,
         now,
     ) = row
-    key = GrantKey(bytes(registration).decode(), bytes(member).decode())
+    key = key or GrantKey(bytes(registration).decode(), bytes(member).decode())
     return StoredGrant(
         id=grant_id,
         key=key,
-        status=GrantStatus(status),
+        status=_STATUSES[status],
         generation=generation,
-        scopes=tuple(json.loads(scopes)),
+        scopes=_scopes(scopes),
         sealed_access_token=bytes(access_token),
         sealed_refresh_token=None if refresh_token is None else bytes(refresh_token),
         access_expires_at=access_expires_at,
@@ -150,6 +129,11 @@ def _stored(row: Sequence[Any], read_at: float) -> StoredGrant:
         now=now,
         read_at=read_at,
     )
+
+
+@lru_cache(maxsize=1024)
+def _scopes(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def _prompt(key: GrantKey, data: Mapping[str, Any]) -> Prompt:
@@ -174,7 +158,7 @@ def page_of_grants(
     after: GrantKey | None = None,
 ) -> list[StoredGrant]:
     """Read the next page of grants in the order of their keys."""
-    statement = select(*_COLUMNS, now.label("now")).order_by(grants.c.registration, grants.c.member).limit(PAGE)
+    statement = select(grants, now.label("now")).order_by(grants.c.registration, grants.c.member).limit(PAGE)
     if registration is not None:
         statement = statement.where(grants.c.registration == registration.encode())
     if member is not None:

@@ -105,8 +105,10 @@ class Store:
     def load(self, key: GrantKey) -> StoredGrant | None:
         """Read a grant's row."""
         read_at = self._clock.monotonic()
-        with self._reading() as connection:
-            grant = operations.load(connection, key, self._now, read_at)
+        with store_errors():  # _reading, spelled out: this is the read that every cold call waits for
+            self._check_schema()
+            with self.engine.connect() as connection:
+                grant = operations.load(connection, key, self._now, read_at)
         if grant is not None:
             self._watch.saw(grant)
         return grant

@@ -66,6 +66,7 @@ from tokenkeeper.model import (
     GrantStatus,
     Prompt,
     Registration,
+    Secret,
     Turn,
     Verdict,
     to_datetime,
@@ -79,6 +80,9 @@ REPLICA_LAG = 3.0
 
 NEW_CONSENT = 300.0
 """For so many seconds after a new consent a missing scope may still be on its way through the provider."""
+
+PROVIDER_NEWS = 300.0
+"""That a provider refuses everybody is told once in so many seconds."""
 
 CONFIGURATION_NEWS = 3600.0
 """The same configuration problem is told once in so many seconds."""
@@ -139,6 +143,8 @@ def renew_now(case: Case) -> Flow[StoredGrant]:
     outcome = yield from Renew(case.key, None, forced=True)
     if isinstance(outcome, MemberTurn) and outcome.cause == "no_refresh_token" and outcome.grant is not None:
         raise reauthentication(case, outcome.grant.prompt, outcome.cause)
+    if isinstance(outcome, InProgress):  # what is stored is not what was asked for
+        raise error_of(case, outcome, None, None)
     return (yield from settled(case, outcome, Seen("", 0)))
 
 
@@ -199,10 +205,11 @@ def recover(
 def our_token(case: Case, token: AccessToken, reply: Reply) -> bool:
     """Whether the refused request carried this token; a refusal of another credential is no evidence against it."""
     name = case.profile.header.lower()
-    sent = next((value for key, value in reply.request_headers if key == name), None)
-    if sent is None or token.reveal() in sent:
+    # A Secret, for it may be another credential: a traceback of this frame must not show it.
+    sent = next((Secret(value) for key, value in reply.request_headers if key == name), None)
+    if sent is None or token.reveal() in sent.reveal():
         return True
-    if "<AccessToken" in sent:
+    if "<AccessToken" in sent.reveal():
         fix = "Use auth=token, headers=token.headers, or token.reveal()."
         raise ConfigurationError(
             f"The request to {case.key.registration!r} carried the token's redacted repr in {case.profile.header}: "
@@ -211,7 +218,7 @@ def our_token(case: Case, token: AccessToken, reply: Reply) -> bool:
             fix=fix,
             **about(case, reply),
         ) from chained(reply)
-    if sent.partition(" ")[0].lower() != case.profile.scheme.lower():
+    if sent.reveal().partition(" ")[0].lower() != case.profile.scheme.lower():
         fix = "Attach the token with auth=token: a netrc entry or the client's own auth overrides a header set by hand."
         raise ConfigurationError(
             f"The request to {case.key.registration!r} carried another credential in {case.profile.header} than the "
@@ -258,7 +265,7 @@ def settled(
     if isinstance(outcome, InProgress):
         # A slow callback of the host may have held up the news: the row knows best.
         grant = yield from standing_grant(case, reply, diagnosis)
-        if grant.newer_than(seen):
+        if grant.newer_than(seen) or (reply is None and grant.freshness(case.leeway) is not Freshness.EXPIRED):
             return grant
     if isinstance(outcome, MemberTurn) and outcome.blocked and outcome.grant is not None:
         prompt = yield from OpenPrompt(outcome.grant, "account_blocked")
@@ -284,7 +291,7 @@ def refused_again(
     """A token that cannot or must not be renewed again was refused: the member's turn, or, of three members, the provider's."""
     grant = yield from still_current(case, seen, reply, diagnosis)
     if (yield from CountRefusal(case.key)):
-        yield from report_incident(case, None, reply, diagnosis, cause="refuses_everybody")
+        yield from report_incident(case, None, reply, diagnosis, cause="refuses_everybody", every=PROVIDER_NEWS)
         raise unavailable(case, "refuses_everybody", None, reply, diagnosis) from chained(reply)
     prompt = yield from OpenPrompt(grant, cause)
     raise reauthentication(case, prompt, cause, reply, diagnosis) from chained(reply)
@@ -410,9 +417,14 @@ def misconfigured(case: Case, reply: Reply, diagnosis: Diagnosis) -> Flow[NoRetu
 
 
 def report_incident(
-    case: Case, token: AccessToken | None, reply: Reply, diagnosis: Diagnosis, cause: str | None = None
+    case: Case,
+    token: AccessToken | None,
+    reply: Reply,
+    diagnosis: Diagnosis,
+    cause: str | None = None,
+    every: float | None = None,
 ) -> Flow[None]:
-    """Record an incident for the provider's support, on an event."""
+    """Record an incident for the provider's support, on an event; with *every*, the same once in so many seconds."""
     assert reply.answer is not None
     incident = incident_record(
         reply.answer,
@@ -422,14 +434,16 @@ def report_incident(
         client_id=case.registration.client_id,
         secrets=() if token is None else (token,),
     )
+    cause = cause or diagnosis.rule
     yield from Announce(
         ProviderTrouble(
-            id=(yield from NewId()),
+            id=stable_id("ProviderTrouble", case.key.registration, cause) if every else (yield from NewId()),
             registration=case.key.registration,
             member=case.key.member,
-            cause=cause or diagnosis.rule,
+            cause=cause,
             incident=incident,
-        )
+        ),
+        every,
     )
 
 

@@ -57,9 +57,10 @@ from tokenkeeper.core.effects import (
 )
 from tokenkeeper.core.incident import incident_record
 from tokenkeeper.core.profile import Profile
+from tokenkeeper.core.recovery import CONFIGURATION_NEWS
 from tokenkeeper.core.token_endpoint import CLAIM_LOST, NeverSent, TokenSet, Unanswered, read_token_answer
 from tokenkeeper.errors import ConfigurationError
-from tokenkeeper.events import ProviderTrouble
+from tokenkeeper.events import ConfigurationProblem, ProviderTrouble, stable_id
 from tokenkeeper.model import (
     Answer,
     Diagnosis,
@@ -86,6 +87,9 @@ POLL = (0.025, 0.05, 0.1)
 
 SAVE_RETRY = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between attempts to save new tokens; the last one repeats."""
+
+PERHAPS_THIS_GRANT = frozenset({"invalid_request", "invalid_scope", "invalid_target"})
+"""What a token endpoint may have against one grant's request, and not against the client (RFC 6749 section 5.2)."""
 
 GRACE_MARGIN = 2.0
 MAX_REPLAYS = 3
@@ -316,13 +320,7 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
             yield from ReleaseClaim(claim, in_doubt=False, retry_after=BLOCKED_SECONDS)
             return MemberTurn("account_blocked", claim.grant.prompt, diagnosis, claim.grant, marked=False, blocked=True)
         case Remedy.RECONFIGURE | Remedy.REPEAT | Remedy.WIDEN_SCOPE:
-            yield from ReleaseClaim(claim, in_doubt=False, failed=False)
-            yield from PauseRegistration(
-                job.key.registration, diagnosis.error_code or str(diagnosis.verdict), diagnosis.fix
-            )
-            return OperatorTurn(
-                diagnosis.error_code or str(diagnosis.verdict), diagnosis.message, diagnosis.fix, diagnosis
-            )
+            return (yield from operator_must_act(job, claim, diagnosis))
     if diagnosis.verdict is Verdict.RATE_LIMITED or 400 <= answer.status < 500:
         if diagnosis.verdict is not Verdict.RATE_LIMITED:
             yield from trouble(job, token, answer, diagnosis)
@@ -330,6 +328,26 @@ def refused(job: RenewalJob, claim: Claim, token: Secret, answer: Answer, diagno
         return (yield from unprocessed(job, claim, str(diagnosis.verdict), wait, diagnosis))
     yield from trouble(job, token, answer, diagnosis)
     return (yield from ambiguous(job, claim, str(diagnosis.verdict), diagnosis))
+
+
+def operator_must_act(job: RenewalJob, claim: Claim, diagnosis: Diagnosis) -> Flow[OperatorTurn]:
+    """The client was refused: all its renewals pause. Or only this request was, perhaps: then the others go on."""
+    registration = job.key.registration
+    cause = diagnosis.error_code or str(diagnosis.verdict)
+    if cause in PERHAPS_THIS_GRANT:
+        yield from ReleaseClaim(claim, in_doubt=False, retry_after=back_off(claim))
+        problem = ConfigurationProblem(
+            id=stable_id("ConfigurationProblem", registration, diagnosis.rule),
+            registration=registration,
+            member=job.key.member,
+            cause=cause,
+            fix=diagnosis.fix,
+        )
+        yield from Announce(problem, every=CONFIGURATION_NEWS)
+    else:
+        yield from ReleaseClaim(claim, in_doubt=False, failed=False)
+        yield from PauseRegistration(registration, cause, diagnosis.fix)
+    return OperatorTurn(cause, diagnosis.message, diagnosis.fix, diagnosis)
 
 
 def ended(job: RenewalJob, claim: Claim, token: Secret, diagnosis: Diagnosis) -> Flow[Outcome | None]:

@@ -21,10 +21,13 @@ LATENCY = 0.2
 
 def run(effort: Effort) -> list[Figure]:
     """Measure the wall time from the first thread's start to the last one's end."""
-    ratios, ours, theirs, requests = [], [], [], 0
+    ratios: list[float] = []
+    ours: list[float] = []
+    theirs: list[float] = []
+    requests = 0
     with house() as built:
-        built.connect("warm-up", expires_in=1)
-        rounds = effort.of(15, 3)
+        _renewed(built, "warm-up")
+        rounds = effort.of(15, 5)
         for number in range(rounds):
             theirs.append(_released_by_an_event())
             seconds, sent = _renewed(built, f"member-{number}")

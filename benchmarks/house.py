@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenkeeper import AsyncTokenKeeper, Keyring, TokenKeeper
 from tokenkeeper.crypto import generate_key
@@ -16,12 +16,15 @@ REGISTRATION = "acme"
 TOKEN_PADDING = "x" * 1000
 """Tokens of the size of an ordinary JWT; LinkedIn's have about 350 characters."""
 
+K = TypeVar("K", TokenKeeper, AsyncTokenKeeper)
+
 
 class House:
     """A provider, a database, and keepers that share them."""
 
     def __init__(self, folder: Path) -> None:
         self.provider = FakeProvider(prefix=TOKEN_PADDING)
+        self.registration = self.provider.registration(REGISTRATION)
         self.keys = Keyring.parse(generate_key("2026-11"))
         self.url = f"sqlite:///{folder / 'tokens.db'}"
         self._keepers: list[TokenKeeper] = []
@@ -29,19 +32,19 @@ class House:
         self.keeper.create_schema()
 
     def another_keeper(self, **options: Any) -> TokenKeeper:
-        """Make one more keeper; its token requests go to the fake provider, in process."""
-        keeper = self._made(TokenKeeper, options)
+        """Make one more keeper on the same database."""
+        keeper = TokenKeeper(self.url, keys=self.keys, registrations=[self.registration], **options)
         self._keepers.append(keeper)
-        return keeper
+        return self._at_the_fake(keeper)
 
     def async_keeper(self, **options: Any) -> AsyncTokenKeeper:
         """Make an async twin."""
-        keeper = self._made(AsyncTokenKeeper, options)
+        keeper = AsyncTokenKeeper(self.url, keys=self.keys, registrations=[self.registration], **options)
         self._keepers.append(keeper.sync)
-        return keeper
+        return self._at_the_fake(keeper)
 
-    def _made(self, kind: Any, options: dict[str, Any]) -> Any:
-        keeper = kind(self.url, keys=self.keys, registrations=[self.provider.registration(REGISTRATION)], **options)
+    def _at_the_fake(self, keeper: K) -> K:
+        """Send the keeper's token requests to the fake provider, in process."""
         keeper._room.use(keeper._room.clock, self.provider.transport())
         return keeper
 

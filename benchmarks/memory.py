@@ -11,7 +11,7 @@ from house import REGISTRATION, TOKEN_PADDING, House, house
 
 def run(effort: Effort) -> list[Figure]:
     """Fill two caches, a large one and one of a third of the members."""
-    size = effort.of(400, 100)
+    size = effort.of(400, 60)
     with house() as built:
         members = [f"member-{number}" for number in range(3 * size)]
         for member in members:

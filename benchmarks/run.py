@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from harness import Effort, Figure
 
@@ -66,7 +66,7 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.2f}"
 
 
-def _data(results: dict[str, Iterable[Figure]]) -> dict[str, object]:
+def _data(results: Mapping[str, Sequence[Figure]]) -> dict[str, object]:
     return {
         "figures": [
             {

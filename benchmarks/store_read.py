@@ -7,6 +7,7 @@ time, as in a server: neither runs in a loop that is warm for it alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -40,7 +41,7 @@ def run(effort: Effort) -> list[Figure]:
         ]
 
 
-def _by_hand(built: House):
+def _by_hand(built: House) -> Callable[[], str]:
     engine = make_engine(built.url)
     statement = select(grants, database_now().label("now")).where(
         grants.c.registration == bindparam("of"), grants.c.member == bindparam("whose")

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Hashable
-from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tokenkeeper.core.diagnosis import Rules
 from tokenkeeper.core.effects import (
@@ -65,6 +64,7 @@ from tokenkeeper.core.recovery import Case
 from tokenkeeper.core.renewal import RenewalJob, renew
 from tokenkeeper.core.token_endpoint import CLAIM_LOST, NeverSent, TokenSet
 from tokenkeeper.drivers import EXTEND_AFTER
+from tokenkeeper.errors import TokenKeeperError
 from tokenkeeper.events import stable_id
 from tokenkeeper.model import (
     AccessToken,
@@ -80,6 +80,10 @@ from tokenkeeper.model import (
 )
 from tokenkeeper.providers import load_profile
 
+T = TypeVar("T")
+E = TypeVar("E", bound=Effect[Any])
+X = TypeVar("X", bound=TokenKeeperError)
+
 KEY = GrantKey("example", "ann")
 REGISTRATION = Registration(
     "example", client_id="client", client_secret="secret", redirect_uri="https://app.example/callback", scopes=["read"]
@@ -92,6 +96,13 @@ LIFE = 3600.0
 
 class Violation(AssertionError):
     """Something happened that must not."""
+
+
+def shallow(each: T) -> T:
+    """A copy that shares what is in it; ``copy.copy`` takes four times as long."""
+    twin = object.__new__(type(each))
+    twin.__dict__.update(each.__dict__)
+    return twin
 
 
 def profile(rotation: Rotation = Rotation.STRICT, **more: Any) -> Profile:
@@ -200,7 +211,7 @@ class ModelStore:
 
     def copy(self) -> ModelStore:
         """The same, apart."""
-        twin = copy(self)
+        twin = shallow(self)
         twin.rows, twin.pauses, twin.pending = dict(self.rows), dict(self.pauses), dict(self.pending)
         return twin
 
@@ -556,7 +567,7 @@ class Server:
 
     def copy(self) -> Server:
         """The same, apart."""
-        twin = copy(self)
+        twin = shallow(self)
         twin.refresh, twin.access = dict(self.refresh), dict(self.access)
         return twin
 
@@ -727,7 +738,7 @@ class World:
 
     def copy(self) -> World:
         """The same, apart."""
-        twin = copy(self)
+        twin = shallow(self)
         twin.server, twin.store = self.server.copy(), self.store.copy()
         return twin
 
@@ -944,3 +955,72 @@ def job_of(case: Case, effect: Renew) -> RenewalJob:
         effect.minimum_lifetime,
         case.leeway,
     )
+
+
+# --- flows by hand ---------------------------------------------------------------------------------------------------
+
+
+class Script:
+    """Drives a flow by hand: each step says which effect is expected, and what the answer to it is."""
+
+    def __init__(self, flow: Flow[Any]) -> None:
+        self._flow = flow
+        self._answer: object = None
+
+    def step(self, kind: type[E], answer: object = None) -> E:
+        """The flow wants an effect of this kind now; it gets the answer at the next step. Returns the effect."""
+        effect = self._flow.send(self._answer)
+        assert type(effect) is kind, f"expected {kind.__name__}, and the flow wants {effect!r}"
+        self._answer = answer
+        return effect
+
+    def end(self) -> Any:
+        """The flow returns now. Returns what it returned."""
+        try:
+            effect = self._flow.send(self._answer)
+        except StopIteration as finished:
+            return finished.value
+        raise AssertionError(f"the script has ended, and the flow wants {effect!r}")
+
+    def fails(self, kind: type[X]) -> X:
+        """The flow raises now. Returns the error, which is of exactly this kind."""
+        try:
+            effect = self._flow.send(self._answer)
+        except kind as error:
+            if type(error) is kind:
+                return error
+            raise
+        raise AssertionError(f"the script has ended, and the flow wants {effect!r}")
+
+
+def a_grant(**changes: Any) -> StoredGrant:
+    """A grant that was renewed ten minutes ago, connected an hour ago, and is good for fifty minutes."""
+    values: dict[str, Any] = {
+        "id": "8000" + "0" * 28,
+        "key": KEY,
+        "status": GrantStatus.ACTIVE,
+        "generation": 4,
+        "scopes": ("read",),
+        "sealed_access_token": b"sealed access",
+        "sealed_refresh_token": b"sealed refresh",
+        "access_expires_at": START + 3000 * SECOND,
+        "refresh_expires_at": None,
+        "account": None,
+        "created_at": START - 3600 * SECOND,
+        "consented_at": START - 3600 * SECOND,
+        "renewed_at": START - 600 * SECOND,
+        "claim_id": None,
+        "claimed_until": None,
+        "in_flight_since": None,
+        "in_flight_tries": 0,
+        "retry_at": None,
+        "failures": 0,
+        "prompt": None,
+        "now": START,
+    }
+    return StoredGrant(**values | changes)
+
+
+def a_token(grant: StoredGrant, text: str = "access-4") -> AccessToken:
+    """The grant's access token, opened."""
+    return AccessToken(text, grant_id=grant.id, generation=grant.generation)

@@ -195,7 +195,7 @@ def _conclude(rule: Rule, facts: Facts, now: datetime | None, secrets: Iterable[
     if "{said}" in message:
         message = message.replace("{said}", _quote(facts, known)).strip()
     wanting = verdict in (Verdict.INSUFFICIENT_SCOPE, Verdict.STEP_UP)
-    step_up = verdict is Verdict.STEP_UP
+    step_up = verdict in (Verdict.STEP_UP, Verdict.INTERACTION_REQUIRED)
     return Diagnosis(
         verdict,
         verdict.remedy,
@@ -255,14 +255,18 @@ def _acr_values(facts: Facts) -> str | None:
 
 
 def _claims(facts: Facts) -> str | None:
-    """Return the claims request of a challenge as JSON (OpenID Connect Core section 5.5); some send it in base64."""
-    asked = (facts.parameter("claims") or "")[:MOST_CLAIMS]
-    for text in (asked, _from_base64(asked)):
-        try:
-            if isinstance(value := json.loads(text), dict):
-                return json.dumps(value, separators=(",", ":"))
-        except (ValueError, RecursionError):
-            continue
+    """Return the claims request of an answer as JSON (OpenID Connect Core section 5.5); some send it in base64.
+
+    An API names it in its challenge, a token endpoint in the body of its refusal (Microsoft's ``interaction_required``).
+    """
+    for said in (facts.parameter("claims"), *facts.members("claims")):
+        asked = said[:MOST_CLAIMS] if isinstance(said, str) else ""
+        for text in (asked, _from_base64(asked)):
+            try:
+                if isinstance(value := json.loads(text), dict):
+                    return json.dumps(value, separators=(",", ":"))
+            except (ValueError, RecursionError):
+                continue
     return None
 
 

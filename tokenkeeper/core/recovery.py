@@ -190,7 +190,7 @@ def recover(
         return None
     match diagnosis.verdict:
         case Verdict.EMPTY | Verdict.BAD_SCHEME | Verdict.CLIENT_CONFIG:
-            yield from misconfigured(case, reply, diagnosis)
+            return (yield from misconfigured(case, reply, diagnosis))
         case Verdict.INSUFFICIENT_SCOPE:
             return (yield from scope_missing(case, token, reply, diagnosis, first))
         case Verdict.EXPIRED | Verdict.INVALID:
@@ -199,7 +199,6 @@ def recover(
             return (yield from grant_revoked(case, token, reply, diagnosis, first))
         case _:
             return (yield from member_must_act(case, token, reply, diagnosis, first))
-    return None
 
 
 def our_token(case: Case, token: AccessToken, reply: Reply) -> bool:

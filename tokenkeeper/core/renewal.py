@@ -52,7 +52,6 @@ from tokenkeeper.core.effects import (
     Sleep,
     SpillTokens,
     StoredGrant,
-    Unsaved,
     Weather,
 )
 from tokenkeeper.core.incident import incident_record
@@ -250,7 +249,7 @@ def redeem(job: RenewalJob, claim: Claim) -> Flow[Outcome | None]:
                 return (yield from misconfigured(claim, error))
             case Unanswered(reason):
                 return (yield from ambiguous(job, claim, "unanswered", weather(reason)))
-            case Answer() as answer:
+            case answer:
                 quotable = (opened.secret, *job.registration.client_secret)
                 read = read_token_answer(answer, job.profile, now=to_datetime(claim.grant.now), secrets=quotable)
                 if isinstance(read, TokenSet):
@@ -285,7 +284,7 @@ def save(job: RenewalJob, claim: Claim, answered: TokenSet, redeemed: Secret, se
                 yield from SpillTokens(claim, tokens, sent_at)
             case Overtaken():
                 return None
-            case Unsaved():
+            case _:
                 yield from Sleep(SAVE_RETRY[min(failures, len(SAVE_RETRY) - 1)])
                 failures += 1
 

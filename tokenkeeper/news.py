@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import wait
 from typing import Any
 
 from tokenkeeper.events import Event
@@ -27,6 +28,7 @@ class News:
 
     def __init__(self) -> None:
         self._callbacks: list[tuple[type[Event], Callback]] = []
+        self._tasks: set[asyncio.Task[object]] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop in which the keeper was last used."""
 
@@ -53,12 +55,26 @@ class News:
         except Exception:
             logger.exception("the callback %s failed for %s", _name(callback), type(event).__name__)
 
-    def _run_async(self, coroutine: Any) -> None:
-        loop = self.loop
-        if loop is None or not loop.is_running():
+    def _run_async(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        here, loop = _running_loop(), self.loop
+        if here is not None:  # a sync call in a loop's own thread, which must not wait for itself
+            task = here.create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)  # if it fails, the loop says so
+        elif loop is None or not loop.is_running():
             asyncio.run(coroutine)
-            return
-        asyncio.run_coroutine_threadsafe(coroutine, loop).result(ASYNC_CALLBACK_SECONDS)
+        else:
+            running = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            wait([running], ASYNC_CALLBACK_SECONDS)
+            if running.done():
+                running.result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _name(callback: Callback) -> str:

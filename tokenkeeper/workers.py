@@ -33,7 +33,10 @@ class Workers:
         self._pending = 0
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run ``function(*args, **kwargs)`` in a thread of its own pool; the future has its outcome."""
+        """Run ``function(*args, **kwargs)`` in a thread of its own pool; the future has its outcome.
+
+        Raises RuntimeError if there is no thread and the system has none to give; then the function is not run.
+        """
         future: Future[T] = Future()
         with self._lock:
             self._pending += 1
@@ -42,7 +45,14 @@ class Workers:
             if start:
                 self._threads += 1
         if start:
-            threading.Thread(target=self._work, name=f"tokenkeeper-{self._name}", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=f"tokenkeeper-{self._name}", daemon=True).start()
+            except RuntimeError:
+                with self._lock:
+                    self._threads -= 1
+                    alone = self._threads == 0
+                if alone and future.cancel():
+                    raise
         return future
 
     def _work(self) -> None:

@@ -6,6 +6,7 @@ as tokenkeeper's own, saying whose turn it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import threading
@@ -34,7 +35,7 @@ from tokenkeeper.core.effects import (
 )
 from tokenkeeper.core.token_endpoint import TokenSet
 from tokenkeeper.crypto import Context, Keyring
-from tokenkeeper.errors import SecretTampered, TemporarilyUnavailable
+from tokenkeeper.errors import SecretTampered, TemporarilyUnavailable, TokenKeeperError
 from tokenkeeper.events import (
     Event,
     GrantConnected,
@@ -146,7 +147,8 @@ class Store:
         event = TamperingDetected(
             id=stable_id("TamperingDetected", grant.id, grant.generation, column), cause=column, **_about(grant)
         )
-        self.announce(event, tell)
+        with contextlib.suppress(TokenKeeperError):  # the tampering itself is the more important news
+            self.announce(event, tell)
 
     def claim(self, effect: ClaimGrant, witnessed_lease: float) -> Claim | None:
         """Take the claim; None: somebody or something stood in the way."""
@@ -371,7 +373,8 @@ class Store:
         now = self._clock.monotonic()
         if events and (self._pruned_at is None or now - self._pruned_at > PRUNE_SECONDS):
             self._pruned_at = now
-            self.prune_events(operations.EVENT_DAYS)
+            with contextlib.suppress(TokenKeeperError):  # what was committed is a success; it is tried again tomorrow
+                self.prune_events(operations.EVENT_DAYS)
 
     # --- the operator's view ---
 

@@ -232,7 +232,9 @@ def _tampered(what: str) -> SecretTampered:
     )
 
 
-def _from_text(text: str | None, source: str) -> tuple[_Key, ...] | _Problem:
+def _from_text(text: object, source: str) -> tuple[_Key, ...] | _Problem:
+    if not isinstance(text, str | None):
+        return _Problem(ConfigurationError, f"{source} is not a text but {type(text).__name__}")
     if text is None or not text.strip():
         return _Problem(KeyUnavailable, f"{source} is not set, so no secret can be sealed or opened")
     entries = []

@@ -91,9 +91,9 @@ class Call:
     errors_in_200: bool = False
     repeatable: bool | None = None
 
-    def subject(self, value: object) -> object:
+    def subject(self, reply: Reply) -> object:
         """What is read as the answer: the value itself, or what the host's ``answer=`` makes of it."""
-        return value if self.mapper is None else answers.from_host(value, self.mapper)
+        return reply.value if self.mapper is None else answers.from_host(reply.value, self.mapper)
 
     def judged(self, subject: object) -> bool:
         """Whether the answer is one to look into: a refusal, or a success that may hide an error."""
@@ -102,11 +102,11 @@ class Call:
         status = answers.status_of(subject)
         return status is not None and (status >= 400 or self.errors_in_200)
 
-    def reply(self, value: object, raised: bool, seen: answers.Exchange | Answer | None) -> Reply:
+    def reply(self, unread: Reply, seen: answers.Exchange | Answer | None) -> Reply:
         """The reply as the core knows it."""
         if isinstance(seen, answers.Exchange):
-            return Reply(value, raised, seen.answer, seen.method, seen.url, seen.request_headers)
-        return Reply(value, raised, seen)
+            return Reply(unread.value, unread.raised, seen.answer, seen.method, seen.url, seen.request_headers)
+        return Reply(unread.value, unread.raised, seen)
 
     def hidden(self, subject: object) -> Answer | None:
         """A success whose JSON body was read already, where the provider hides errors in those; a stream is not touched."""
@@ -116,30 +116,30 @@ class Call:
         body = answers.already_read_json(subject)
         return None if body is None else Answer(status, (("content-type", "application/json"),), body)
 
-    def read(self, value: object, raised: bool) -> Reply:
-        """Read what was returned or raised."""
-        subject = self.subject(value)
+    def read(self, unread: Reply) -> Reply:
+        """Read what was returned or raised; it comes inside a reply, because its own repr may show the token."""
+        subject = self.subject(unread)
         if not self.judged(subject):
-            return Reply(value, raised)
+            return unread
         seen = subject if isinstance(subject, Answer) else self.hidden(subject) or self._read_refusal(subject)
-        return self.reply(value, raised, seen)
+        return self.reply(unread, seen)
 
     def _read_refusal(self, subject: object) -> answers.Exchange | None:
         status = answers.status_of(subject)
         return answers.read(subject, self.wants_body) if status is not None and status >= 400 else None
 
-    async def aread(self, value: object, raised: bool) -> Reply:
-        """Read what was returned or raised, waiting for an async library's body."""
-        subject = self.subject(value)
+    async def aread(self, unread: Reply) -> Reply:
+        """Do as :meth:`read`, waiting for an async library's body."""
+        subject = self.subject(unread)
         if not self.judged(subject):
-            return Reply(value, raised)
+            return unread
         if isinstance(subject, Answer):
-            return self.reply(value, raised, subject)
+            return self.reply(unread, subject)
         hidden = self.hidden(subject)
         status = answers.status_of(subject)
         if hidden is None and status is not None and status >= 400:
-            return self.reply(value, raised, await answers.aread(subject, self.wants_body))
-        return self.reply(value, raised, hidden)
+            return self.reply(unread, await answers.aread(subject, self.wants_body))
+        return self.reply(unread, hidden)
 
     def can_repeat(self) -> bool:
         """Whether the call can be made again: no argument is a used-up stream."""
@@ -280,20 +280,20 @@ class SyncDriver:
     def _call_api(self, token: AccessToken) -> Reply:
         assert self._call is not None
         try:
-            value = self._call.function(token)
+            unread = Reply(self._call.function(token))
         except TokenKeeperError:
             raise
         except Exception as error:
-            reply = self._call.read(error, raised=True)
+            reply = self._call.read(Reply(error, raised=True))
             if reply.answer is None:
                 raise
         else:
-            if inspect.isawaitable(value):
-                close_awaitable(value)
+            if inspect.isawaitable(unread.value):
+                close_awaitable(unread.value)
                 raise TypeError(
                     "a guarded function of a TokenKeeper returned a coroutine: use an AsyncTokenKeeper for it"
                 )
-            reply = self._call.read(value, raised=False)
+            reply = self._call.read(unread)
         return reply
 
     def _renew(self, effect: Renew) -> Outcome | InProgress:
@@ -416,15 +416,15 @@ class AsyncDriver:
     async def _call_api(self, token: AccessToken) -> Reply:
         assert self._call is not None
         try:
-            value = await self._call.function(token)
+            unread = Reply(await self._call.function(token))
         except TokenKeeperError:
             raise
         except Exception as error:
-            reply = await self._call.aread(error, raised=True)
+            reply = await self._call.aread(Reply(error, raised=True))
             if reply.answer is None:
                 raise
         else:
-            reply = await self._call.aread(value, raised=False)
+            reply = await self._call.aread(unread)
         return reply
 
     async def _renew(self, effect: Renew) -> Outcome | InProgress:

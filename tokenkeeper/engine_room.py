@@ -28,7 +28,7 @@ from tokenkeeper.core.recovery import Case
 from tokenkeeper.core.renewal import RenewalJob
 from tokenkeeper.errors import ConfigurationError, InvalidInput
 from tokenkeeper.events import Event, ProviderTrouble
-from tokenkeeper.model import GrantKey, Registration
+from tokenkeeper.model import GrantKey, Registration, Secret
 from tokenkeeper.news import News
 from tokenkeeper.providers import resolve
 from tokenkeeper.workers import Workers
@@ -60,7 +60,7 @@ class EngineRoom:
 
     def __init__(
         self,
-        database: str | URL | Engine,
+        database: str | Secret | URL | Engine,
         *,
         keys: Keyring | None,
         registrations: Iterable[Registration],
@@ -71,7 +71,7 @@ class EngineRoom:
         spill_directory: str | Path | None,
         audit: bool,
     ) -> None:
-        self.database = database
+        self.database: str | Secret | URL | Engine = database
         self.keys = keys
         self.leeway = leeway
         self.patience = patience

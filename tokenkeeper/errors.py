@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from tokenkeeper.model import Diagnosis, Prompt, Turn
+from tokenkeeper.model import Diagnosis, Prompt, Turn, Unshown
 
 E = TypeVar("E", bound="TokenKeeperError")
 
@@ -51,15 +51,20 @@ class TokenKeeperError(Exception):
         self.member = member
         self.cause = None if cause is None else str(cause)
         self.diagnosis = diagnosis
-        self.response = response
+        self._response = Unshown(response)
         vars(self).update(more)
+
+    @property
+    def response(self) -> Any:
+        """The user's own response or exception, or None."""
+        return self._response.value
 
     def __repr__(self) -> str:
         shown = {name: vars(self).get(name) for name in ("registration", "member", "cause")}
         return f"{type(self).__name__}({str(self)!r}, {', '.join(f'{k}={v!r}' for k, v in shown.items() if v is not None)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {name: value for name, value in vars(self).items() if name != "response"}
+        state = {name: value for name, value in vars(self).items() if name != "_response"}
         return _rebuild, (type(self), str(self), state)
 
 

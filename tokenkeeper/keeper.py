@@ -34,6 +34,7 @@ from uuid import UUID
 from tokenkeeper import answers
 from tokenkeeper.core import authorization
 from tokenkeeper.core.diagnosis import diagnose
+from tokenkeeper.core.effects import Reply
 from tokenkeeper.core.recovery import Case, guarded_call, not_connected, recover, renew_now, usable_token
 from tokenkeeper.core.token_endpoint import parse_token_response
 from tokenkeeper.drivers import AsyncDriver, Call, SyncDriver, close_awaitable, offload
@@ -51,6 +52,7 @@ from tokenkeeper.model import (
     Prompt,
     Registration,
     Secret,
+    Unshown,
     member_id,
     scope_set,
 )
@@ -123,8 +125,10 @@ class _Keeper:
         life), *patience* (seconds that a caller waits for somebody else's renewal), *cache_seconds* (a token in memory
         is used for so long without asking the store). With *audit*, ``TokensRenewed`` is kept in the event table too.
         """
+        place = Secret(database) if isinstance(database, str) else database
+        del database  # it may hold a password: a traceback of this frame must not show it
         self._room = EngineRoom(
-            database,
+            place,
             keys=keys,
             registrations=registrations,
             leeway=leeway,
@@ -239,8 +243,10 @@ class TokenKeeper(_Keeper):
         """Begin one exchange whose sending is somebody else's business (an auth object of a client)."""
         return Attempt(self, self._case(registration, member))
 
-    def _run_guarded(self, case: Case, call: Call, token: AccessToken | None = None, first: Any = None) -> Any:
-        reply = None if first is None else call.read(*first)
+    def _run_guarded(
+        self, case: Case, call: Call, token: AccessToken | None = None, first: Reply | None = None
+    ) -> Reply:
+        reply = None if first is None else call.read(first)
         reply = SyncDriver(self._room, call).run(guarded_call(case, token, reply))
         if reply.answer is None and self._room.suspects:
             self._room.call_succeeded(case.key.registration)
@@ -265,9 +271,10 @@ class TokenKeeper(_Keeper):
 
         Raises InvalidInput naming what is wrong; nothing is stored then.
         """
-        case = self._case(registration, member)
-        tokens = parse_token_response(token_response, scope_separator=case.profile.scope_separator, strict=True)
+        response = Unshown(token_response)
         del token_response  # a traceback of this frame must not show it
+        case = self._case(registration, member)
+        tokens = parse_token_response(response.value, scope_separator=case.profile.scope_separator, strict=True)
         if isinstance(tokens, str):
             raise _unusable(case, tokens)
         flow = authorization.connect(case, tokens, keep_refresh_token=keep_refresh_token)
@@ -316,8 +323,10 @@ class TokenKeeper(_Keeper):
 
         Asks for granted, registered and missing scopes. *return_to* is a path of the host. Raises ConfigurationError.
         """
+        secret = _secret(session)
+        del session  # a traceback of this frame must not show it
         case = self._case(registration, member)
-        asked = authorization.Beginning(return_to, scope_set(scopes), session, prompt)
+        asked = authorization.Beginning(return_to, scope_set(scopes), secret, prompt)
         return SyncDriver(self._room).run(authorization.begin(case, asked))
 
     def finish_authorization(self, callback_url: str, *, member: Member, session: str | None = None) -> Connection:
@@ -325,11 +334,11 @@ class TokenKeeper(_Keeper):
 
         *member* (and *session*) must be those who began: the CSRF check. Raises AuthorizationFailed and its kin.
         """
-        callback = authorization.read_callback(Secret(callback_url))
-        del callback_url  # it holds the code and the state: a traceback of this frame must not show it
-        return self._in_room(self._finish, callback, member, session)
+        url, secret = Secret(str(callback_url)), _secret(session)
+        del callback_url, session  # code, state and session: a traceback of this frame must not show them
+        return self._in_room(self._finish, authorization.read_callback(url), member, secret)
 
-    def _finish(self, callback: authorization.Callback | str, member: Member, session: str | None) -> Connection:
+    def _finish(self, callback: authorization.Callback | str, member: Member, session: Secret | None) -> Connection:
         driver = SyncDriver(self._room)
         pending = driver.run(authorization.consume(callback, _member(None, member), session))
         assert isinstance(callback, authorization.Callback)
@@ -446,8 +455,10 @@ class AsyncTokenKeeper(_Keeper):
         """Begin one exchange whose sending is somebody else's business (an auth object of a client)."""
         return AsyncAttempt(self, self._case(registration, member))
 
-    async def _run_guarded(self, case: Case, call: Call, token: AccessToken | None = None, first: Any = None) -> Any:
-        reply = None if first is None else await call.aread(*first)
+    async def _run_guarded(
+        self, case: Case, call: Call, token: AccessToken | None = None, first: Reply | None = None
+    ) -> Reply:
+        reply = None if first is None else await call.aread(first)
         reply = await AsyncDriver(self._room, call).run(guarded_call(case, token, reply))
         if reply.answer is None and self._room.suspects:
             self._room.call_succeeded(case.key.registration)
@@ -469,9 +480,10 @@ class AsyncTokenKeeper(_Keeper):
         keep_refresh_token: bool = False,
     ) -> Grant:
         """Do as ``TokenKeeper.save_tokens``."""
-        case = self._case(registration, member)
-        tokens = parse_token_response(token_response, scope_separator=case.profile.scope_separator, strict=True)
+        response = Unshown(token_response)
         del token_response  # a traceback of this frame must not show it
+        case = self._case(registration, member)
+        tokens = parse_token_response(response.value, scope_separator=case.profile.scope_separator, strict=True)
         if isinstance(tokens, str):
             raise _unusable(case, tokens)
         flow = authorization.connect(case, tokens, keep_refresh_token=keep_refresh_token)
@@ -509,17 +521,19 @@ class AsyncTokenKeeper(_Keeper):
         prompt: Prompt | None = None,
     ) -> AuthorizationRequest:
         """Do as ``TokenKeeper.begin_authorization``."""
+        secret = _secret(session)
+        del session  # a traceback of this frame must not show it
         case = self._case(registration, member)
-        asked = authorization.Beginning(return_to, scope_set(scopes), session, prompt)
+        asked = authorization.Beginning(return_to, scope_set(scopes), secret, prompt)
         return await AsyncDriver(self._room).run(authorization.begin(case, asked))
 
     async def finish_authorization(
         self, callback_url: str, *, member: Member, session: str | None = None
     ) -> Connection:
         """Do as ``TokenKeeper.finish_authorization``."""
-        callback = authorization.read_callback(Secret(callback_url))
-        del callback_url  # it holds the code and the state: a traceback of this frame must not show it
-        return await offload(self._room, self.sync._finish, callback, member, session)
+        url, secret = Secret(str(callback_url)), _secret(session)
+        del callback_url, session  # code, state and session: a traceback of this frame must not show them
+        return await offload(self._room, self.sync._finish, authorization.read_callback(url), member, secret)
 
     async def create_schema(self) -> None:
         """Do as ``TokenKeeper.create_schema``."""
@@ -575,8 +589,9 @@ class Attempt(_AnyAttempt[TokenKeeper]):
     def refused(self, response: object, *, repeatable: bool = True) -> AccessToken | None:
         """Judge a response: None lets it pass, a token asks for the one repetition; raises guard's errors."""
         assert self._token is not None
-        call = self._call(repeatable=repeatable)
-        reply = call.read(response, raised=False)
+        call, unread = self._call(repeatable=repeatable), Reply(response)
+        del response  # its repr may quote the token
+        reply = call.read(unread)
         if reply.answer is None:
             self._passed()
             return None
@@ -596,8 +611,9 @@ class AsyncAttempt(_AnyAttempt[AsyncTokenKeeper]):
     async def refused(self, response: object, *, repeatable: bool = True) -> AccessToken | None:
         """Judge a response: None lets it pass, a token asks for the one repetition; raises guard's errors."""
         assert self._token is not None
-        call = self._call(repeatable=repeatable)
-        reply = await call.aread(response, raised=False)
+        call, unread = self._call(repeatable=repeatable), Reply(response)
+        del response  # its repr may quote the token
+        reply = await call.aread(unread)
         if reply.answer is None:
             self._passed()
             return None
@@ -631,7 +647,7 @@ def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) 
     entries, status_of = room.cache.entries, answers.status_of
     plain = mapper is None and not room.profiles[registration].errors_in_200
 
-    def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Any = None) -> Any:
+    def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Reply | None = None) -> Any:
         case = keeper._case(registration, member_of(args, kwargs), retry=plan.retry)
         call = keeper._call(registration, bound(args, kwargs), arguments=(args, kwargs), mapper=mapper)
         return _returned(keeper._run_guarded(case, call, token, first))
@@ -653,7 +669,7 @@ def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) 
         except Exception as error:
             if mapper is None and status_of(error) is None:
                 raise
-            first = (error, True)
+            first = Reply(error, raised=True)
         else:
             if plain:
                 status = status_of(result)
@@ -664,7 +680,8 @@ def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) 
                     if room.suspects:
                         room.call_succeeded(registration)
                     return result
-            first = (result, False)
+            first = Reply(result)  # and no local holds the result itself, whose repr may show the token
+            del result
         return slow(args, kwargs, token, first)
 
     return _without_token(guarded, function, place)
@@ -676,7 +693,7 @@ def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., 
     entries, status_of = room.cache.entries, answers.status_of
     plain = mapper is None and not room.profiles[registration].errors_in_200
 
-    async def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Any = None) -> Any:
+    async def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Reply | None = None) -> Any:
         case = keeper._case(registration, member_of(args, kwargs), retry=plan.retry)
         call = keeper._call(registration, bound(args, kwargs), arguments=(args, kwargs), mapper=mapper)
         return _returned(await keeper._run_guarded(case, call, token, first))
@@ -698,7 +715,7 @@ def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., 
         except Exception as error:
             if mapper is None and status_of(error) is None:
                 raise
-            first = (error, True)
+            first = Reply(error, raised=True)
         else:
             if plain:
                 status = status_of(result)
@@ -706,7 +723,8 @@ def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., 
                     if room.suspects:
                         room.call_succeeded(registration)
                     return result
-            first = (result, False)
+            first = Reply(result)  # and no local holds the result itself, whose repr may show the token
+            del result
         return await slow(args, kwargs, token, first)
 
     return _without_token(guarded, function, place)
@@ -806,9 +824,9 @@ def _not_called(_token: AccessToken) -> object:
     raise AssertionError("an attempt's client sends for itself")
 
 
-def _returned(reply: Any) -> Any:
+def _returned(reply: Reply) -> Any:
     """Pass the user's own object through: return it, or raise it again."""
-    if reply.raised:
+    if isinstance(reply.value, BaseException) and reply.raised:
         raise reply.value
     return reply.value
 
@@ -821,6 +839,10 @@ def _member(registration: str | None, member: object) -> str:
         raise InvalidInput(
             f"{error}. It is the operator's turn. {fix}", cause="member", fix=fix, registration=registration
         ) from None
+
+
+def _secret(session: str | None) -> Secret | None:
+    return None if session is None else Secret(str(session))
 
 
 def _unusable(case: Case, what: str) -> InvalidInput:

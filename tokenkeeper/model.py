@@ -71,6 +71,18 @@ class Secret:
         )
 
 
+class Unshown:
+    """Keeps an object of the host's or a library's, whose own repr may show a token, out of the reprs around it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"<a {type(self.value).__name__}, not shown>"
+
+
 class AccessToken(Secret):
     """A member's access token, ready for use: ``auth=token`` in requests, httpx and httpx2, or ``headers=token.headers``."""
 
@@ -96,7 +108,7 @@ class AccessToken(Secret):
     @property
     def headers(self) -> dict[str, str]:
         """A new dict with the one header that carries the token; its repr is redacted."""
-        return _RedactedHeaders({self._header: f"{self._scheme} {self._text}" if self._scheme else self._text})
+        return _Redacted({self._header: f"{self._scheme} {self._text}" if self._scheme else self._text})
 
     def __call__(self, request: R) -> R:
         """Set the header on *request* (anything with ``.headers``) and return it: the shape that ``auth=`` takes."""
@@ -110,16 +122,22 @@ class AccessToken(Secret):
         )
 
 
-class _RedactedHeaders(dict[str, str]):
-    """A dict of headers that does not print their values."""
+class _Redacted(dict[str, str]):
+    """A dict of headers or parameters that does not print their values."""
 
     def __repr__(self) -> str:
         return repr(dict.fromkeys(self, "<redacted>"))
 
     __str__ = __repr__
 
+    def __copy__(self) -> _Redacted:
+        return _Redacted(self)
+
+    def __deepcopy__(self, memo: object) -> _Redacted:
+        return _Redacted(self)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("headers with a token are not pickled: pass ids, never tokens")
+        raise TypeError("what may hold a secret is not pickled: pass ids, never tokens")
 
 
 class _Word(enum.StrEnum):
@@ -451,7 +469,12 @@ class Registration:
         signing_algorithm: str = "RS256",
     ) -> None:
         secrets, key = _secrets(client_secret), _secrets(private_key)
-        del client_secret, private_key  # a traceback of this frame must not show them
+        sent = _Redacted(token_parameters or {}) if isinstance(token_parameters, Mapping | None) else None
+        del client_secret, private_key, token_parameters  # a traceback of this frame must not show them
+        if secrets is None or key is None:
+            raise TypeError(f"Registration({name!r}): a secret is a str (a client_secret also a list of them)")
+        if sent is None:
+            raise TypeError(f"Registration({name!r}): token_parameters is a mapping")
         values: dict[str, object] = {
             "name": checked_name(name, "registration's name"),
             "provider": name if provider is None else provider,
@@ -461,7 +484,7 @@ class Registration:
             "scopes": scope_set(scopes),
             "parameters": dict(parameters or {}),
             "authorization_parameters": dict(authorization_parameters or {}),
-            "token_parameters": dict(token_parameters or {}),
+            "token_parameters": sent,
             "private_key": key[0] if key else None,
             "key_id": key_id,
             "signing_algorithm": signing_algorithm,
@@ -470,8 +493,8 @@ class Registration:
             object.__setattr__(self, attribute, value)
 
 
-def _secrets(given: str | Secret | Sequence[str | Secret] | None) -> tuple[Secret, ...]:
-    if given is None:
-        return ()
-    several = [given] if isinstance(given, str | Secret) else given
-    return tuple(secret if isinstance(secret, Secret) else Secret(secret) for secret in several)
+def _secrets(given: object) -> tuple[Secret, ...] | None:
+    """Return secrets as they are kept. None, instead of an error whose frames would show them: they are no texts."""
+    several = given if isinstance(given, list | tuple) else () if given is None else (given,)
+    kept = tuple(Secret(one) if isinstance(one, str) else one for one in several)
+    return kept if all(isinstance(one, Secret) for one in kept) else None

@@ -8,10 +8,12 @@ frames of an HTTP library's exceptions hold the form with the refresh token.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -30,6 +32,22 @@ from tokenkeeper.core.token_endpoint import (
 )
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Answer
+
+_ours: ContextVar[bool] = ContextVar("tokenkeeper_token_request", default=False)
+
+
+class _Discretion(logging.Filter):
+    """Cuts what httpcore logs of our exchanges down to the step's name: it adds the headers, which may quote a secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record pass, cut if it is about an exchange of ours."""
+        if _ours.get():
+            record.msg, record.args = str(record.msg).partition(" ")[0], ()
+        return True
+
+
+for _name in ("httpcore2.connection", "httpcore2.http11", "httpcore2.proxy"):
+    logging.getLogger(_name).addFilter(_Discretion())
 
 CONNECT_SHARE = 0.5
 """The part of the deadline after which a request that is not on its way yet is not sent any more.
@@ -64,6 +82,7 @@ class Transport:
         check_endpoint(request.url, "endpoint")
         exchange = _Exchange(self._monotonic, deadline, before_send)
         interruption: BaseException | None = None
+        quiet = _ours.set(True)
         try:
             return self._exchange(request, exchange)
         except ConfigurationError as error:
@@ -72,6 +91,8 @@ class Transport:
             return exchange.outcome(error)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C goes on below
             interruption = error
+        finally:
+            _ours.reset(quiet)
         # Outside the except clauses, without the frames that hold the form: a traceback may be printed with its locals.
         interruption.__context__ = None
         raise interruption.with_traceback(None)

@@ -24,7 +24,7 @@ from tokenkeeper.answers.libraries import (
     root,
 )
 from tokenkeeper.errors import ConfigurationError
-from tokenkeeper.model import Answer
+from tokenkeeper.model import Answer, Unshown
 
 Seen = Answer | tuple[int, Any, str | bytes | None] | None
 """What a registered reader returns: an Answer, ``(status, headers, body)``, or None for *not an answer*."""
@@ -61,7 +61,9 @@ def from_host(value: object, mapper: Callable[[Any], object]) -> object:
     Raises ConfigurationError if *mapper* returns something else than ``(status, headers, body)``, an Answer, a known
     response or error, or None.
     """
-    made = _made(mapper(value))
+    held = Unshown(value)
+    del value  # its repr may show the token: a traceback of this frame must not have it
+    made = _made(mapper(held.value))
     if isinstance(made, _Unreadable):
         raise made.error("answer= of guard")
     return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenkeeper.clients import AsyncKeeper, Member
 from tokenkeeper.errors import TokenKeeperError
-from tokenkeeper.model import AccessToken
+from tokenkeeper.model import AccessToken, Unshown
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientResponse
@@ -41,13 +41,14 @@ def keeper_middleware(
         if isinstance(coming, AccessToken):
             raise TypeError("aiohttp needs an AsyncTokenKeeper, not a TokenKeeper, which would block its loop")
         token: AccessToken = await coming
-        response = await handler(token(request))
-        again = await _refused(attempt, response, repeatable=not getattr(request.body, "consumed", False))
-        if again is None:
-            return response
-        response.release()
-        response = await handler(again(request))
-        await _refused(attempt, response, repeatable=False)
+        # A response's repr has its headers, which may quote the token: an error's frames must not show them.
+        answered = Unshown(await handler(token(request)))
+        again = await _refused(attempt, answered, repeatable=not getattr(request.body, "consumed", False))
+        if again is not None:
+            answered.value.release()
+            answered = Unshown(await handler(again(request)))
+            await _refused(attempt, answered, repeatable=False)
+        response: ClientResponse = answered.value
         return response
 
     return middleware
@@ -58,11 +59,11 @@ def _among(url: Any, origins: Iterable[str]) -> bool:
     return any(type(url)(origin).origin() == url.origin() for origin in origins)
 
 
-async def _refused(attempt: Any, response: ClientResponse, *, repeatable: bool) -> AccessToken | None:
+async def _refused(attempt: Any, answered: Unshown, *, repeatable: bool) -> AccessToken | None:
     try:
-        token: AccessToken | None = await attempt.refused(response, repeatable=repeatable)
+        token: AccessToken | None = await attempt.refused(answered.value, repeatable=repeatable)
     except TokenKeeperError:
         with contextlib.suppress(Exception):
-            await response.read()  # gives the connection back, and lets .response of the error be readable
+            await answered.value.read()  # gives the connection back, and lets .response of the error be readable
         raise
     return token

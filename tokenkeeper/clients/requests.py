@@ -77,7 +77,7 @@ class _Recovery:
 
     def _refused(self, response: Response, **options: Any) -> AccessToken | None:
         if not options.get("stream"):
-            _ = response.content  # requests itself would read it next: so errors hidden in 200s are seen as well
+            len(response.content)  # requests itself would read it next: so errors hidden in 200s are seen as well
         return self._attempt.refused(response, repeatable=not self._repeated and self._replayable())
 
     def _keep_from_others(self, response: Response) -> None:
@@ -99,7 +99,7 @@ class _Recovery:
     def _send(self, response: Response, token: AccessToken, **options: Any) -> Response:
         """Send the request again, as ``requests.auth.HTTPDigestAuth`` does."""
         with contextlib.suppress(Exception):
-            _ = response.content
+            len(response.content)
         response.close()
         token(self._request)  # what a redirect of the repetition starts from
         prepared = token(response.request.copy())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
@@ -75,7 +75,7 @@ class Beginning:
 
     return_to: str = "/"
     scopes: tuple[str, ...] = ()
-    session: str | None = None
+    session: Secret | None = None
     prompt: Prompt | None = None
 
 
@@ -114,7 +114,7 @@ def begin(case: Case, asked: Beginning) -> Flow[AuthorizationRequest]:
     pending = PendingAuthorization(
         state_digest=digest(state),
         key=case.key,
-        session_digest=None if asked.session is None else digest(Secret(asked.session)),
+        session_digest=None if asked.session is None else digest(asked.session),
         verifier=verifier,
         redirect_uri=redirect_uri,
         return_to=asked.return_to,
@@ -158,7 +158,7 @@ class Callback:
     state: Secret | None
     code: Secret | None
     issuer: str | None
-    error: str | None
+    error: str | None = field(repr=False)
     description: str
 
 
@@ -188,13 +188,13 @@ def _repeated(pairs: list[tuple[str, str]]) -> set[str]:
     return {name for name in names if names.count(name) > 1}
 
 
-def consume(callback: Callback | str, member: str, session: str | None) -> Flow[PendingAuthorization]:
+def consume(callback: Callback | str, member: str, session: Secret | None) -> Flow[PendingAuthorization]:
     """Use the callback's state up for this member and session, and return what was begun."""
     if isinstance(callback, str):
         raise failed(None, member, "callback_malformed", callback)
     if callback.state is None:
         raise failed(None, member, "state_missing", "it has no state, so nobody knows who began it")
-    session_digest = None if session is None else digest(Secret(session))
+    session_digest = None if session is None else digest(session)
     pending = yield from ConsumePending(digest(callback.state), member, session_digest)
     if isinstance(pending, StateRefused):
         raise failed(None, member, pending.cause, STATE_CAUSES[pending.cause])

@@ -492,14 +492,14 @@ def _content_type(answer: Answer) -> str:
     return (answer.header("content-type") or "").partition(";")[0].strip().lower()
 
 
-def parse_token_response(
-    response: Mapping[str, object], *, strict: bool = False, scope_separator: str = " "
-) -> TokenSet | str:
+def parse_token_response(response: object, *, strict: bool = False, scope_separator: str = " ") -> TokenSet | str:
     """Return a token response's members checked, or a sentence that says what is wrong; values are never quoted.
 
     Never raises. From a provider (not *strict*) a lifetime or scope that cannot be used means that it is not known, so
     that a good token is not thrown away for it; from a host (*strict*) it is a mistake to correct.
     """
+    if not isinstance(response, Mapping):
+        return f"it is not a mapping but {_kind(response)}"
     try:
         return TokenSet(
             access_token=_token(response, "access_token", _ACCESS_TOKEN),

@@ -95,11 +95,13 @@ def check_endpoint(url: object, name: str, where: str) -> None:
         parts = urlsplit(_PLACEHOLDER.sub("x", url))
         host, _ = parts.hostname, parts.port
     except ValueError:
-        raise problem(where, f"{name} is not a URL: {_shown(url)}", fix) from None
+        raise problem(where, f"{name} is not a URL", fix) from None
     if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in url):
         raise problem(where, f"{name} is not an absolute URL: {_shown(url)}", fix)
-    if "@" in parts.netloc or "#" in url or ("{" in url and _PLACEHOLDER.sub("", url).count("{")):
-        raise problem(where, f"{name} holds user information, a fragment or a stray brace: {_shown(url)}", fix)
+    if "@" in parts.netloc:
+        raise problem(where, f"{name} holds user information", fix)  # not shown: it may be a password
+    if "#" in url or ("{" in url and _PLACEHOLDER.sub("", url).count("{")):
+        raise problem(where, f"{name} holds a fragment or a stray brace: {_shown(url)}", fix)
     if parts.scheme == "http" and not is_loopback(host):
         raise problem(where, f"{name} is {_shown(url)}: secrets would travel in the clear", fix)
 

@@ -19,6 +19,7 @@ from tokenkeeper.errors import (
     TemporarilyUnavailable,
     TokenKeeperError,
 )
+from tokenkeeper.model import Secret
 
 POOL_SIZE = 4
 POOL_OVERFLOW = 4
@@ -43,11 +44,11 @@ SYNC_DRIVERS = {
 """An async URL names the same database; it is opened with the sync driver, in the keeper's own threads."""
 
 
-def sync_url(database: str | URL) -> URL:
+def sync_url(database: str | Secret | URL) -> URL:
     """Return the URL with the sync driver. Raises InvalidInput without quoting a password."""
     try:
-        url = make_url(database)
-    except ArgumentError:
+        url = make_url(database.reveal() if isinstance(database, Secret) else database)
+    except (ArgumentError, ValueError):
         fix = "Pass one such as 'sqlite:///tokens.db' or 'postgresql://user@host/name'."
         raise InvalidInput(
             f"The database is not a URL that SQLAlchemy knows. It is the operator's turn. {fix}",
@@ -73,7 +74,7 @@ def refuse_memory(url: URL) -> None:
         )
 
 
-def make_engine(database: str | URL) -> Engine:
+def make_engine(database: str | Secret | URL) -> Engine:
     """Make the store's engine; connects to nothing yet. Raises ConfigurationError."""
     url = sync_url(database)
     options: dict[str, Any] = {

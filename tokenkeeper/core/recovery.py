@@ -238,15 +238,15 @@ def token_dead(
     """Expired, or invalid with the cause unstated: adopt what is newer in the store, else renew once."""
     seen = Seen(token.grant_id, token.generation)
     if first is not None:
-        yield from refused_again(case, seen, reply, diagnosis)
+        yield from refused_again(case, token, reply, diagnosis)
     outcome = yield from Renew(case.key, seen, refused=True)
     match outcome:
         case MemberTurn("no_refresh_token", grant=StoredGrant() as grant):
             if diagnosis.verdict is Verdict.EXPIRED or grant.freshness(case.leeway) is Freshness.EXPIRED:
                 yield from needs_member(case, grant, "expired", reply, diagnosis)
-            yield from refused_again(case, seen, reply, diagnosis, cause="invalid")
+            yield from refused_again(case, token, reply, diagnosis, cause="invalid")
         case MemberTurn("refused_after_renewal"):
-            yield from refused_again(case, seen, reply, diagnosis)
+            yield from refused_again(case, token, reply, diagnosis)
     grant = yield from settled(case, outcome, seen, reply, diagnosis)
     return (yield from OpenAccessToken(grant))
 
@@ -285,12 +285,12 @@ def still_current(case: Case, seen: Seen, reply: Reply, diagnosis: Diagnosis) ->
 
 
 def refused_again(
-    case: Case, seen: Seen, reply: Reply, diagnosis: Diagnosis, cause: str = "refused_after_renewal"
+    case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis, cause: str = "refused_after_renewal"
 ) -> Flow[NoReturn]:
     """A token that cannot or must not be renewed again was refused: the member's turn, or, of three members, the provider's."""
-    grant = yield from still_current(case, seen, reply, diagnosis)
+    grant = yield from still_current(case, Seen(token.grant_id, token.generation), reply, diagnosis)
     if (yield from CountRefusal(case.key)):
-        yield from report_incident(case, None, reply, diagnosis, cause="refuses_everybody", every=PROVIDER_NEWS)
+        yield from report_incident(case, token, reply, diagnosis, cause="refuses_everybody", every=PROVIDER_NEWS)
         raise unavailable(case, "refuses_everybody", None, reply, diagnosis) from chained(reply)
     prompt = yield from OpenPrompt(grant, cause)
     raise reauthentication(case, prompt, cause, reply, diagnosis) from chained(reply)
@@ -326,10 +326,10 @@ def grant_revoked(
         in_flight = grant.claim_id is not None or grant.in_flight_since is not None
         if in_flight or not final:
             if first is not None and not in_flight:
-                yield from refused_again(case, seen, reply, diagnosis, cause="revoked")
+                yield from refused_again(case, token, reply, diagnosis, cause="revoked")
             outcome = yield from Renew(case.key, seen, refused=True)
             if isinstance(outcome, MemberTurn) and outcome.cause == "refused_after_renewal":
-                yield from refused_again(case, seen, reply, diagnosis)
+                yield from refused_again(case, token, reply, diagnosis)
             grant = yield from settled(case, outcome, seen, reply, diagnosis)
             if first is not None:
                 raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
@@ -417,7 +417,7 @@ def misconfigured(case: Case, reply: Reply, diagnosis: Diagnosis) -> Flow[NoRetu
 
 def report_incident(
     case: Case,
-    token: AccessToken | None,
+    token: AccessToken,
     reply: Reply,
     diagnosis: Diagnosis,
     cause: str | None = None,
@@ -431,7 +431,7 @@ def report_incident(
         url=reply.url,
         request_headers=reply.request_headers,
         client_id=case.registration.client_id,
-        secrets=() if token is None else (token,),
+        secrets=(token,),
     )
     cause = cause or diagnosis.rule
     yield from Announce(

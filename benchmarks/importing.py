@@ -22,8 +22,9 @@ PROGRAM = "import time; start = time.perf_counter(); {}; print(time.perf_counter
 
 def run(effort: Effort) -> list[Figure]:
     """Measure in fresh interpreters."""
-    for statement in WAYS.values():
-        _seconds(statement)
+    if not effort.quick:
+        for statement in WAYS.values():  # the first time, bytecode may have to be compiled
+            _seconds(statement)
     taken: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(effort.of(15, 2)):
         for name, statement in WAYS.items():

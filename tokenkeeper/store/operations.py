@@ -612,7 +612,9 @@ def pause(
         "paused_at": now,
         "probe_at": now + round(seconds * SECOND),
     }
-    if connection.execute(update(pauses).where(pauses.c.registration == key).values(values)).rowcount:
+    # Other credentials only: a worker that was refused in the same moment may have paused them just now.
+    others = update(pauses).where(pauses.c.registration == key, pauses.c.credentials != credentials)
+    if connection.execute(others.values(values)).rowcount:
         return True
     try:
         with connection.begin_nested():

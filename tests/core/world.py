@@ -231,12 +231,15 @@ class ModelStore:
         self.changes += 1
         return row
 
-    def _told(self, kind: str, *parts: object) -> bool:
-        news = (kind, stable_id(kind, *parts))
+    def _told(self, kind: str, news_id: str) -> bool:
+        news = (kind, news_id)
         if news in self.events:
             return False
         self.events = (*self.events, news)
         return True
+
+    def _asked(self, row: Row, cause: str) -> None:
+        self._told("ReauthenticationNeeded", stable_id("ReauthenticationNeeded", row.id, row.generation, cause))
 
     def row_of(self, grant: StoredGrant) -> Row | None:
         """The row with the grant's id, whatever its generation."""
@@ -365,7 +368,7 @@ class ModelStore:
         row = self._put(
             replace(row, status=GrantStatus.NEEDS_REAUTHENTICATION, prompt=prompt_of(effect), **NOTHING_IN_FLIGHT)
         )
-        self._told("ReauthenticationNeeded", row.id, row.generation, effect.cause)
+        self._asked(row, effect.cause)
         stored = self.stored(row, now)
         assert stored is not None
         return Marked(stored)
@@ -386,7 +389,7 @@ class ModelStore:
         row = self.row_of(effect.grant)
         if row is not None and self.promptable(row, effect):
             self._put(replace(row, prompt=prompt))
-            self._told("ReauthenticationNeeded", row.id, row.generation, effect.cause)
+            self._asked(row, effect.cause)
         return prompt
 
     def promptable(self, row: Row, effect: OpenPrompt) -> bool:
@@ -431,7 +434,7 @@ class ModelStore:
         if gone:
             del self.rows[grant.key]
             self.changes += 1
-            self._told("GrantForgotten", grant.id)
+            self._told("GrantForgotten", stable_id("GrantForgotten", grant.id))
         return gone
 
     def load_pause(self, registration: str, credentials: str, now: int) -> Pause | None:

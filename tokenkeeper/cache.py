@@ -16,6 +16,10 @@ AGING_SECONDS = 1.0
 """An aging token is looked up again after so many seconds, to see whether its renewal is through."""
 
 
+DROPPED = 1_000
+"""Of so many members it is known when their token was dropped, so that no slower reader brings it back."""
+
+
 class Entry(NamedTuple):
     """A token and the monotonic time until which it may be used without asking the store."""
 
@@ -30,6 +34,7 @@ class TokenCache:
         self._size = size
         self._seconds = seconds
         self._lock = threading.Lock()
+        self._dropped: dict[tuple[str, str], float] = {}
         self.entries: dict[tuple[str, str], Entry] = {}
         """By registration and member; read without the lock."""
 
@@ -42,6 +47,8 @@ class TokenCache:
             deadline = min(deadline, grant.read_at + (fresh_for if fresh_for > 0 else min(AGING_SECONDS, left)))
         key = (grant.key.registration, grant.key.member)
         with self._lock:
+            if self._dropped.get(key, grant.read_at) > grant.read_at:
+                return
             known = self.entries.pop(key, None)
             if known is not None and known.token.grant_id == grant.id and known.token.generation > grant.generation:
                 self.entries[key] = known
@@ -51,10 +58,15 @@ class TokenCache:
                     self.entries.pop(next(iter(self.entries)))
                 self.entries[key] = Entry(token, deadline)
 
-    def drop(self, key: GrantKey) -> None:
-        """Forget a member's token."""
+    def drop(self, key: GrantKey, now: float) -> None:
+        """Forget a member's token, and whatever was read before *now* (monotonic) by somebody slower."""
+        name = (key.registration, key.member)
         with self._lock:
-            self.entries.pop((key.registration, key.member), None)
+            self.entries.pop(name, None)
+            self._dropped.pop(name, None)
+            self._dropped[name] = now
+            if len(self._dropped) > DROPPED:
+                self._dropped.pop(next(iter(self._dropped)))
 
     def after_fork(self) -> None:
         """Replace the lock, which another thread of the parent may have held."""

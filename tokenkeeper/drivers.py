@@ -8,10 +8,12 @@ committed changes is told when the flow has ended: outside every claim and trans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import logging
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import closing
@@ -70,11 +72,19 @@ from tokenkeeper.core.renewal import answers as answers_job
 from tokenkeeper.engine_room import EngineRoom
 from tokenkeeper.errors import ConfigurationError, TemporarilyUnavailable, TokenKeeperError
 from tokenkeeper.events import ConfigurationProblem, Event
-from tokenkeeper.model import AccessToken, Answer, Secret, to_datetime
+from tokenkeeper.model import AccessToken, Answer, GrantKey, GrantStatus, Secret, to_datetime
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CONSENT_SECONDS = 30.0
+"""So long (seconds after the code was sent) a store that is away is waited for with a consent's tokens."""
+
+CONSENT_RETRY = 0.2
+
+AFTER_BACK_OFF = 0.05
+"""A replay comes so much (seconds) after the row's ``retry_at``, which the database's clock decides."""
 
 EXTEND_AFTER = 1.0
 """A claim older than this (seconds) is extended before its request is written; if it was lost, nothing is sent."""
@@ -152,7 +162,7 @@ class SyncDriver:
     def __init__(self, room: EngineRoom, call: Call | None = None) -> None:
         self._room = room
         self._call = call
-        self.events: list[Event] = []
+        self.events: deque[Event] = deque()
         """News of committed changes, told when the flow has ended."""
 
     def run(self, flow: Flow[T]) -> T:
@@ -176,17 +186,21 @@ class SyncDriver:
         finally:
             flow.close()
 
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+
     def tell(self) -> None:
-        """Run the host's callbacks for what was committed since the last time."""
-        events, self.events = self.events, []
-        self._room.news.tell(events)
+        """Run the host's callbacks for what was committed since the last time; each event once, whoever else tells."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._room.news.tell((self.events.popleft(),))
 
     def perform(self, effect: Effect[Any]) -> object:  # noqa: C901, PLR0912, PLR0915 - one case an effect
         """Do what the flow asks for, and return the answer."""
-        room, tell = self._room, self.events.append
+        room, tell = self._room, self._note
         match effect:
             case LoadGrant(key):
-                return room.store.load(key)
+                return self._load(key)
             case OpenAccessToken(grant):
                 return self._open(grant)
             case CallApi(token):
@@ -203,6 +217,8 @@ class SyncDriver:
                 room.clock.wait(seconds, room.closing)
             case ClaimGrant():
                 room.refuse_if_closing()
+                if effect.grant.in_flight_since is not None:
+                    room.replay_spill(effect.grant.id)
                 return room.store.claim(effect, effect.lease)
             case ReleaseClaim(claim, in_doubt, retry_after, failed):
                 room.store.release(claim, in_doubt=in_doubt, retry_after=retry_after, failed=failed)
@@ -219,13 +235,13 @@ class SyncDriver:
                 return self._save(effect)
             case MarkGrant():
                 marked = room.store.mark(effect, tell)
-                room.cache.drop(effect.grant.key)
+                room.cache.drop(effect.grant.key, room.monotonic())
                 return marked
             case OpenPrompt():
                 return room.store.open_prompt(effect, tell)
             case Announce(event, every):
                 if room.is_news(event, every):
-                    room.store.announce(event, tell, every)
+                    self._announce(event, every)
             case LoadPause(registration):
                 return room.store.load_pause(registration, room.server(registration).credentials)
             case PauseRegistration(registration, cause, fix):
@@ -237,7 +253,11 @@ class SyncDriver:
             case RememberSecret(registration, secret):
                 room.server(registration).secret_in_use = secret
             case Introspect(registration, token, deadline):
-                return room.server(registration).introspect(token, deadline)
+                try:
+                    return room.server(registration).introspect(token, deadline)
+                except ConfigurationError as error:
+                    logger.warning("%s cannot be asked what became of a refresh token (%s)", registration, error.cause)
+                    return None
             case CountRefusal(key):
                 return room.count_refusal(key)
             case NewId():
@@ -253,21 +273,34 @@ class SyncDriver:
             case FetchAccount(registration, token, deadline):
                 return room.server(registration).account(token, deadline)
             case SaveConsent():
-                saved = room.store.save_consent(effect, tell)
-                room.cache.drop(effect.key)
+                saved = self._save_consent(effect)
+                room.cache.drop(effect.key, room.monotonic())
                 return saved
             case ForgetGrant(grant):
                 gone = room.store.forget(grant, tell)
-                room.cache.drop(grant.key)
+                room.cache.drop(grant.key, room.monotonic())
                 return gone
             case _:
                 raise TypeError(f"no driver performs {type(effect).__name__}")
         return None
 
+    def _load(self, key: GrantKey) -> StoredGrant | None:
+        grant = self._room.store.load(key)
+        if grant is None or grant.status is not GrantStatus.ACTIVE:
+            self._room.cache.drop(key, self._room.monotonic())
+        return grant
+
+    def _announce(self, event: Event, every: float | None) -> None:
+        try:
+            self._room.store.announce(event, self._note, every)
+        except TokenKeeperError as error:
+            # News that changes no grant: a call that is served, or refused with better words, goes on.
+            logger.warning("%s of %s is not recorded (%s)", type(event).__name__, event.registration, error.cause)
+
     def _open(self, grant: StoredGrant) -> AccessToken:
         profile = self._room.profiles[grant.key.registration]
         token = AccessToken(
-            self._room.store.open_access_token(grant, self.events.append).reveal(),
+            self._room.store.open_access_token(grant, self._note).reveal(),
             grant_id=grant.id,
             generation=grant.generation,
             expires_at=to_datetime(grant.access_expires_at),
@@ -288,11 +321,7 @@ class SyncDriver:
             if reply.answer is None:
                 raise
         else:
-            if inspect.isawaitable(unread.value):
-                close_awaitable(unread.value)
-                raise TypeError(
-                    "a guarded function of a TokenKeeper returned a coroutine: use an AsyncTokenKeeper for it"
-                )
+            refuse_awaitable(unread)
             reply = self._call.read(unread)
         return reply
 
@@ -344,7 +373,7 @@ class SyncDriver:
         elapsed = room.monotonic() - effect.sent_at
         try:
             sealed = room.store.seal(claim.grant, effect.tokens)
-            saved = room.store.save_renewal(sealed, elapsed, claim.id, self.events.append)
+            saved = room.store.save_renewal(sealed, elapsed, claim.id, self._note)
         except TokenKeeperError as error:
             if room.closed:
                 logger.critical("closed before the renewed tokens of grant %s were stored", claim.grant.id)
@@ -353,10 +382,21 @@ class SyncDriver:
                 "renewed tokens of grant %s are not stored yet (%s)", claim.grant.id, error.cause
             )
             return Unsaved(error.cause or "store")
-        room.cache.drop(claim.grant.key)
+        room.cache.drop(claim.grant.key, saved.grant.read_at if saved.grant else room.monotonic())
         if room.spill is not None:
             room.spill.remove(claim.id)
         return saved
+
+    def _save_consent(self, effect: SaveConsent) -> StoredGrant:
+        """Store a consent. The tokens of a code exist nowhere else, so a store that is away for a moment is waited for."""
+        room = self._room
+        while True:
+            try:
+                return room.store.save_consent(effect, self._note)
+            except TemporarilyUnavailable:
+                if effect.sent_at is None or room.monotonic() - effect.sent_at > CONSENT_SECONDS:
+                    raise
+            room.clock.wait(CONSENT_RETRY, room.closing)
 
     def _pause(self, registration: str, cause: str, fix: str) -> None:
         event = ConfigurationProblem(
@@ -366,7 +406,7 @@ class SyncDriver:
             fix=fix,
             at=to_datetime(self._room.store.now()),
         )
-        self._room.store.pause(event, self._room.server(registration).credentials, cause, fix, self.events.append)
+        self._room.store.pause(event, self._room.server(registration).credentials, cause, fix, self._note)
 
 
 class AsyncDriver:
@@ -384,7 +424,16 @@ class AsyncDriver:
             return await self._drive(flow)
         finally:
             if self._sync.events:
-                await offload(self._room, self._sync.tell)
+                await self._tell()
+
+    async def _tell(self) -> None:
+        """Run the host's callbacks, in a thread that no store operation waits for; whoever is cancelled meanwhile."""
+        try:
+            told = self._room.renewal_workers.submit(self._sync.tell)
+        except RuntimeError:  # no thread to be had
+            self._sync.tell()
+        else:
+            await asyncio.shield(asyncio.wrap_future(told))
 
     async def _drive(self, flow: Flow[T]) -> T:
         answer: object = None
@@ -411,7 +460,16 @@ class AsyncDriver:
                 return None
             case Repeatable() | CountRefusal() | NewId() | OpenAccessToken():
                 return self._sync.perform(effect)
-        return await offload(self._room, self._sync.perform, effect)
+        future = self._room.submit(self._room.store_workers, self._sync.perform, effect)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(self._tell_alone)  # what is being committed is told, though nobody waits for it
+            raise
+
+    def _tell_alone(self, _: Future[object]) -> None:
+        if self._sync.events:
+            self._room.renewal_workers.submit(self._sync.tell)
 
     async def _call_api(self, token: AccessToken) -> Reply:
         assert self._call is not None
@@ -433,10 +491,8 @@ class AsyncDriver:
         while True:
             future, ours = self._room.join_renewal(job, runner(self._room))
             left = end - asyncio.get_running_loop().time()
-            # The future is the renewal's, not this caller's: cancelling the caller must not cancel it.
-            waiter = asyncio.shield(asyncio.wrap_future(future))
             try:
-                outcome = await asyncio.wait_for(waiter, max(left, 0.001))
+                outcome = await asyncio.wait_for(asyncio.wrap_future(future), max(left, 0.001))
             except TimeoutError:
                 return InProgress()
             if ours or answers_job(job, outcome):
@@ -445,7 +501,7 @@ class AsyncDriver:
 
 async def offload(room: EngineRoom, function: Callable[..., T], *args: Any) -> T:
     """Run *function* in the engine room's store threads; what was begun there ends there, whoever is cancelled."""
-    return await asyncio.wrap_future(room.store_workers.submit(function, *args))
+    return await asyncio.wrap_future(room.submit(room.store_workers, function, *args))
 
 
 def job_of(room: EngineRoom, effect: Renew) -> RenewalJob:
@@ -465,8 +521,12 @@ def job_of(room: EngineRoom, effect: Renew) -> RenewalJob:
 
 def start_renewal(room: EngineRoom, job: RenewalJob) -> None:
     """Start a renewal that nobody waits for; what it finds is in the store."""
-    future, _ = room.join_renewal(job, runner(room))
-    future.add_done_callback(_note_failure)
+    try:
+        future, _ = room.join_renewal(job, runner(room))
+    except TokenKeeperError as error:  # closing, or no thread: the token that there is is served all the same
+        logger.warning("a background renewal was not started (%s)", error.cause)
+    else:
+        future.add_done_callback(_note_failure)
 
 
 def _note_failure(future: Future[Outcome]) -> None:
@@ -488,13 +548,20 @@ def runner(room: EngineRoom) -> Callable[[RenewalJob], Outcome]:
             outcome = Weather(error.cause or "store", error.retry_after)
         finally:
             room.settled(job.key)
-        driver.tell()
+            driver.tell()
         if isinstance(outcome, Weather) and outcome.follow_up is not None:
             again = dataclasses.replace(job, forced=False)
-            room.later(outcome.follow_up, lambda: start_renewal(room, again))
+            room.later(outcome.follow_up + AFTER_BACK_OFF, lambda: start_renewal(room, again))
         return outcome
 
     return run
+
+
+def refuse_awaitable(reply: Reply) -> None:
+    """See that a guarded function of the sync twin did not return a hidden coroutine. Raises TypeError."""
+    if inspect.isawaitable(reply.value):
+        close_awaitable(reply.value)
+        raise TypeError("a guarded function of a TokenKeeper returned a coroutine: use an AsyncTokenKeeper for it")
 
 
 def close_awaitable(value: Awaitable[Any]) -> None:

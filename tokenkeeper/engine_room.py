@@ -12,21 +12,21 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenkeeper.cache import TokenCache
 from tokenkeeper.clock import Clock
+from tokenkeeper.core.authorization import CODE_EXCHANGE_DEADLINE
 from tokenkeeper.core.effects import Outcome
 from tokenkeeper.core.profile import Profile
 from tokenkeeper.core.recovery import Case
 from tokenkeeper.core.renewal import RenewalJob
-from tokenkeeper.errors import ConfigurationError, InvalidInput
+from tokenkeeper.errors import ConfigurationError, InvalidInput, TemporarilyUnavailable, TokenKeeperError
 from tokenkeeper.events import Event, ProviderTrouble
 from tokenkeeper.model import GrantKey, Registration, Secret
 from tokenkeeper.news import News
@@ -52,6 +52,7 @@ SUSPICION_SECONDS = 300.0
 TROUBLE_A_MINUTE = 10
 REMEMBERED_NEWS = 10_000
 
+T = TypeVar("T")
 Runner = Callable[[RenewalJob], Outcome]
 
 
@@ -110,6 +111,7 @@ class EngineRoom:
         self._transport: Transport | None = None
         self._servers: dict[str, AuthorizationServer] = {}
         self._running: dict[GrantKey, Future[Outcome]] = {}
+        self._under_way: set[Future[Any]] = set()
         self._timers: set[threading.Timer] = set()
         self._told: OrderedDict[str, None] = OrderedDict()
         self._troubles: dict[str, list[float]] = {}
@@ -120,8 +122,11 @@ class EngineRoom:
 
     def after_fork(self) -> None:
         """Start anew in a child process, without closing what belongs to the parent."""
-        engine = self._engine
+        engine, closed = self._engine, self.closing.is_set()
         self._prepare()
+        if closed:
+            self.closing.set()
+            self.closed = True
         self.cache.after_fork()
         self.news.loop = None
         if engine is not None:
@@ -143,7 +148,8 @@ class EngineRoom:
                 self.refuse_if_closing()
                 self._store = Store(self.engine, self.keyring, self.clock, audit=self.audit)
                 if self.spill is not None:
-                    self.renewal_workers.submit(self.replay_spill)
+                    with contextlib.suppress(TemporarilyUnavailable):  # before a claim it is looked into again
+                        self.submit(self.renewal_workers, self.replay_spill)
             return self._store
 
     @property
@@ -227,9 +233,39 @@ class EngineRoom:
                 return running, False
             self.refuse_if_closing()
             future: Future[Outcome] = Future()
+            future.set_running_or_notify_cancel()  # it is not the caller's: who stops waiting does not cancel it
             self._running[job.key] = future
-        self.renewal_workers.submit(self._renew, job, run, future)
+        try:
+            self.submit(self.renewal_workers, self._renew, job, run, future)
+        except TemporarilyUnavailable as error:
+            self._forget_running(job.key, future)
+            future.set_exception(error)
+            raise
         return future, True
+
+    def submit(self, workers: Workers, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Run *function* in one of the keeper's threads. Raises TemporarilyUnavailable where there is none to be had."""
+        try:
+            return workers.submit(function, *args)
+        except RuntimeError as error:
+            raise TemporarilyUnavailable(
+                f"The system has no thread to give ({error}). It is nobody's turn: try again; nothing was sent.",
+                cause="threads",
+                retry_after=1.0,
+            ) from error
+
+    def see_through(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Run *function* in a renewal thread to its end, whoever stops waiting; ``close`` waits for it, too."""
+        self.refuse_if_closing()
+        future = self.submit(self.renewal_workers, function, *args)
+        with self._lock:
+            self._under_way.add(future)
+        future.add_done_callback(self._seen_through)
+        return future
+
+    def _seen_through(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
 
     def _renew(self, job: RenewalJob, run: Runner, future: Future[Outcome]) -> None:
         try:
@@ -258,13 +294,18 @@ class EngineRoom:
             with self._lock:
                 self._timers.discard(timer)
             if not self.closing.is_set():
-                self.renewal_workers.submit(function)
+                self.submit(self.renewal_workers, function)
 
         timer = threading.Timer(seconds, due)
         timer.daemon = True
         with self._lock:
+            if self.closing.is_set():
+                return
             self._timers.add(timer)
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError as error:
+            logger.warning("a renewal cannot be tried again by itself (%s)", error)
 
     # --- news ---
 
@@ -307,14 +348,28 @@ class EngineRoom:
 
     # --- spilled tokens ---
 
-    def replay_spill(self) -> int:
-        """Store what was spilled and not stored; say how many. Twice is harmless."""
+    def replay_spill(self, grant_id: str | None = None) -> int:
+        """Store what was spilled and not stored; say how many. Twice is harmless.
+
+        With *grant_id*, of one grant, before its refresh token is shown again: then what cannot be stored is raised.
+        Otherwise it is left where it is.
+        """
         spill, replayed = self.spill, 0
         if spill is None:
             return 0
         for save_id, sealed in spill.read():
+            if grant_id not in (None, sealed.grant_id):
+                continue
             events: list[Event] = []
-            self.store.save_renewal(sealed, 0.0, save_id, events.append)
+            try:
+                self.store.save_renewal(sealed, 0.0, save_id, events.append)
+            except TokenKeeperError as error:
+                if grant_id is not None:
+                    raise
+                logger.error(  # noqa: TRY400 - a traceback's frames may hold a token
+                    "the spilled tokens of grant %s cannot be stored yet (%s)", sealed.grant_id, error.cause
+                )
+                continue
             spill.remove(save_id)
             self.news.tell(events)
             replayed += 1
@@ -335,16 +390,13 @@ class EngineRoom:
         with self._lock:
             self.closing.set()
             timers, self._timers = self._timers, set()
-            waiting = list(self._running.values())
+            waiting = [*self._running.values(), *self._under_way]
         for timer in timers:
             timer.cancel()
         longest = max((profile.timing.deadline for profile in self.profiles.values()), default=0.0)
-        end = time.monotonic() + longest + 1.0
-        for future in waiting:
-            with contextlib.suppress(BaseException):
-                future.result(max(end - time.monotonic(), 0.0))
-        if any(not future.done() for future in waiting):
-            logger.critical("closed while %d renewals were under way", sum(not future.done() for future in waiting))
+        undone = wait(waiting, max(longest, CODE_EXCHANGE_DEADLINE) + 1.0).not_done
+        if undone:
+            logger.critical("closed while %d renewals or consents were under way", len(undone))
         with self._lock:
             transport, self._transport = self._transport, None
             engine, self._engine = self._engine, None

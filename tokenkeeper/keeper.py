@@ -7,6 +7,7 @@ look at the status.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import itertools
@@ -37,7 +38,7 @@ from tokenkeeper.core.diagnosis import diagnose
 from tokenkeeper.core.effects import Reply
 from tokenkeeper.core.recovery import Case, guarded_call, not_connected, recover, renew_now, usable_token
 from tokenkeeper.core.token_endpoint import parse_token_response
-from tokenkeeper.drivers import AsyncDriver, Call, SyncDriver, close_awaitable, offload
+from tokenkeeper.drivers import AsyncDriver, Call, SyncDriver, close_awaitable, offload, refuse_awaitable
 from tokenkeeper.engine_room import EngineRoom
 from tokenkeeper.errors import InvalidInput, TokenKeeperError
 from tokenkeeper.events import Event
@@ -207,7 +208,7 @@ class _Keeper:
         return Call(function, arguments, mapper, profile.rules.wants_body, profile.errors_in_200, repeatable)
 
     def _cached(self, registration: str, member: object) -> AccessToken | None:
-        entry = self._room.cache.entries.get((registration, member if type(member) is str else str(member)))
+        entry = self._room.cache.entries.get((registration, _member(registration, member)))
         return entry.token if entry is not None and self._room.monotonic() < entry.deadline else None
 
 
@@ -246,6 +247,8 @@ class TokenKeeper(_Keeper):
     def _run_guarded(
         self, case: Case, call: Call, token: AccessToken | None = None, first: Reply | None = None
     ) -> Reply:
+        if first is not None:
+            refuse_awaitable(first)
         reply = None if first is None else call.read(first)
         reply = SyncDriver(self._room, call).run(guarded_call(case, token, reply))
         if reply.answer is None and self._room.suspects:
@@ -336,7 +339,7 @@ class TokenKeeper(_Keeper):
         """
         url, secret = Secret(str(callback_url)), _secret(session)
         del callback_url, session  # code, state and session: a traceback of this frame must not show them
-        return self._in_room(self._finish, authorization.read_callback(url), member, secret)
+        return self._room.see_through(self._finish, authorization.read_callback(url), member, secret).result()
 
     def _finish(self, callback: authorization.Callback | str, member: Member, session: Secret | None) -> Connection:
         driver = SyncDriver(self._room)
@@ -344,10 +347,6 @@ class TokenKeeper(_Keeper):
         assert isinstance(callback, authorization.Callback)
         case = self._case(pending.key.registration, pending.key.member)
         return driver.run(authorization.finish(case, callback, pending))
-
-    def _in_room(self, function: Callable[..., T], *args: Any) -> T:
-        """Run to the end in the engine room, even if this caller is interrupted."""
-        return self._room.renewal_workers.submit(function, *args).result()
 
     # --- the operator's view ---
 
@@ -533,7 +532,8 @@ class AsyncTokenKeeper(_Keeper):
         """Do as ``TokenKeeper.finish_authorization``."""
         url, secret = Secret(str(callback_url)), _secret(session)
         del callback_url, session  # code, state and session: a traceback of this frame must not show them
-        return await offload(self._room, self.sync._finish, authorization.read_callback(url), member, secret)
+        callback = authorization.read_callback(url)
+        return await asyncio.wrap_future(self._room.see_through(self.sync._finish, callback, member, secret))
 
     async def create_schema(self) -> None:
         """Do as ``TokenKeeper.create_schema``."""
@@ -658,7 +658,7 @@ def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         member = member_of(args, kwargs)
-        entry = entries.get((registration, member if type(member) is str else str(member)))
+        entry = entries.get((registration, member if type(member) is str else _member(registration, member)))
         if entry is None or room.monotonic() >= entry[1]:
             return slow(args, kwargs)
         token = entry[0]
@@ -704,7 +704,7 @@ def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         member = member_of(args, kwargs)
-        entry = entries.get((registration, member if type(member) is str else str(member)))
+        entry = entries.get((registration, member if type(member) is str else _member(registration, member)))
         if entry is None or room.monotonic() >= entry[1]:
             return await slow(args, kwargs)
         token = entry[0]
@@ -734,7 +734,7 @@ def _inspected(
     plan: _Plan, function: Callable[..., Any], *, asynchronous: bool
 ) -> tuple[int, Callable[[tuple[Any, ...], Mapping[str, Any]], Any]]:
     """See that a function can be guarded; return the token's position, and what finds the member in a call."""
-    if not callable(function):
+    if not callable(function) or isinstance(function, staticmethod):
         raise TypeError(
             f"guard() decorates a function, not a {type(function).__name__}; put it under @staticmethod or @classmethod"
         )

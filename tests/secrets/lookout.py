@@ -183,7 +183,10 @@ class Lookout(logging.Handler):
     def listening(self) -> Iterator[None]:
         """Hear every logger at DEBUG, also those that a library has turned down."""
         root = logging.getLogger()
-        loggers = [root, *(one for one in logging.Logger.manager.loggerDict.values() if isinstance(one, logging.Logger))]
+        loggers = [
+            root,
+            *(one for one in logging.Logger.manager.loggerDict.values() if isinstance(one, logging.Logger)),
+        ]
         levels = [(one, one.level, one.disabled) for one in loggers]
         for one in loggers:
             one.setLevel(logging.DEBUG)

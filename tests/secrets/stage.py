@@ -14,7 +14,16 @@ from urllib.parse import parse_qs, urlsplit
 
 from lookout import MARK, Lookout
 
-from tokenkeeper import AsyncTokenKeeper, AuthorizationRequest, Connection, Event, Keyring, Registration, TokenKeeper
+from tokenkeeper import (
+    AccessToken,
+    AsyncTokenKeeper,
+    AuthorizationRequest,
+    Connection,
+    Event,
+    Keyring,
+    Registration,
+    TokenKeeper,
+)
 from tokenkeeper.testing import FakeProvider
 from tokenkeeper.testing.clock import TestClock
 from tokenkeeper.testing.messages import Request, Response, json_response
@@ -25,6 +34,9 @@ PARAMETER = f"{MARK}-parameter-7"
 SESSION = f"{MARK}-session-of-the-browser-1"
 OUTWARD = frozenset({"pickle 0", "pickle", "asdict", "astuple", "public attributes", "json of vars"})
 """Ways in which an AuthorizationRequest shows its URL, as it must; its repr does not."""
+
+HEADERS = frozenset({"json", "json of repr", "json of vars"})
+"""A dict cannot keep json from its values, which an HTTP library needs."""
 
 
 class Parrot(FakeProvider):
@@ -71,13 +83,8 @@ class Stage:
         self._stack = contextlib.ExitStack()
         declared = {"deadline_seconds": 0.3, **knobs.pop("declared", {})}
         registration = knobs.pop("registration", {})
-        self.provider = Parrot(
-            clock=self.clock,
-            prefix=f"{MARK}-",
-            client_secret=SECRET,
-            id_tokens=True,
-            **knobs.pop("provider", {}),
-        )
+        provider = {"prefix": f"{MARK}-", "client_secret": SECRET, "id_tokens": True, **knobs.pop("provider", {})}
+        self.provider = Parrot(clock=self.clock, **provider)
         self.base = self._stack.enter_context(self.provider.serve())
         self.registration: Registration = self.provider.registration(
             "acme",
@@ -126,6 +133,8 @@ class Stage:
             self.lookout.thing(name, thing, OUTWARD)
         else:
             self.lookout.thing(name, thing)
+        if isinstance(thing, AccessToken):
+            self.lookout.thing(f"the headers of {name}", thing.headers, HEADERS)
         if isinstance(thing, Connection):
             self.lookout.thing(f"the grant of {name}", thing.grant)
 
@@ -206,4 +215,3 @@ def quoting(status: int, style: str, error: str = "invalid_token") -> Callable[[
                 return Response(status, pairs, json.dumps({"error": error}).encode())
 
     return answer
-

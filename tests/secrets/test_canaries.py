@@ -12,12 +12,20 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
+import re
+import shutil
+import socket
 import sqlite3
+import sys
 import threading
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import httpx
@@ -25,9 +33,10 @@ import httpx2
 import pytest
 import requests
 import urllib3
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from lookout import MARK, Lookout
+from lookout import MARK, PACKAGE, WAYS, Lookout
 from sqlalchemy import create_engine, event
 from stage import KEY, PARAMETER, SECRET, SESSION, Parrot, Stage, quoting
 
@@ -44,7 +53,11 @@ from tokenkeeper import (
     TokenKeeper,
     TokenKeeperError,
 )
+from tokenkeeper.cli.app import cli
+from tokenkeeper.cli.output import Output
 from tokenkeeper.clients.aiohttp import keeper_middleware
+from tokenkeeper.config import load
+from tokenkeeper.store import engine
 from tokenkeeper.testing.dialects import API_ANSWERS, TOKEN_ANSWERS
 
 # --- guarded calls: every library, every verdict ---------------------------------------------------------------------
@@ -174,7 +187,7 @@ async def by_aiohttp(world: Stage, url: str, member: str) -> Any:
 CLIENTS = {"sync": [by_requests, by_httpx, by_httpx2], "async": [by_httpx2_async, by_aiohttp]}
 
 
-def calls(world: Stage, before: Callable[[str], None]) -> None:
+def calls(world: Stage, before: Callable[[str], None], *, diagnose: bool = True) -> None:
     """Call the API with every library, each for a member of its own; *before* decides on the member's answers."""
     url = f"{world.base}/api/me"
     libraries: list[tuple[str, Callable[[str], Any]]] = []
@@ -187,7 +200,8 @@ def calls(world: Stage, before: Callable[[str], None]) -> None:
     for name, call in libraries:
         before(name)
         result = world.tries(lambda call=call, name=name: call(name), name)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(InvalidInput) if diagnose else contextlib.suppress(BaseException):
+            assert diagnose
             world.sees(f"what {name} means", world.keeper.diagnose("acme", result))
         for given_back in (result, getattr(result, "response", None)):
             if world.twin == "sync" and hasattr(given_back, "close"):
@@ -198,8 +212,8 @@ def calls(world: Stage, before: Callable[[str], None]) -> None:
 @pytest.mark.parametrize("verdict", ["ok", *API_ANSWERS, "drop", "cut"])
 def test_guarded_calls(stage: Callable[..., Stage], verdict: str) -> None:
     """Whatever the API says, once or twice, to whatever library, returned or raised."""
+    world = stage()
     for times in (1, 2):
-        world = stage() if times == 1 else world
         calls(world, lambda member, times=times: world.provider.script(verdict, member=member, times=times))
     assert world.leaks() == []
 
@@ -324,7 +338,9 @@ def test_each_client_authentication(stage: Callable[..., Stage], method: str, st
     world.connect("ann")
     world.clock.advance(3600)
     if status != 200:
-        world.provider.quotes["/token"] = quoting(status, "json", "invalid_client" if status == 401 else "invalid_grant")
+        world.provider.quotes["/token"] = quoting(
+            status, "json", "invalid_client" if status == 401 else "invalid_grant"
+        )
     renewals(world)
     assert world.leaks() == []
 
@@ -408,12 +424,14 @@ CONNECTIONS: dict[str, Callable[[Stage], Any]] = {
     "not a URL": changed(lambda url: f"http://[{url}"),
     "a hundred parameters": changed(lambda url: url + "&x=1" * 101),
     "bytes": changed(lambda url: url.encode()),  # type: ignore[arg-type, return-value]
-    "an object": changed(lambda url: Secret(url)),  # type: ignore[arg-type, return-value]
+    "an object": changed(Secret),  # type: ignore[arg-type, return-value]
     "nothing": changed(lambda url: None),  # type: ignore[arg-type, return-value]
     "unknown member": changed(str, member=""),
     "endpoint drops": lambda world: connected(world, None) if world.provider.script("drop", "token") is None else None,
     "endpoint hangs": lambda world: connected(world) if world.provider.script("hang", "token") is None else None,
-    "endpoint fails": lambda world: connected(world) if world.provider.script("server_error", "token") is None else None,
+    "endpoint fails": lambda world: (
+        connected(world) if world.provider.script("server_error", "token") is None else None
+    ),
     "no token in the answer": lambda world: (
         connected(world) if world.provider.script("no_token", "token") is None else None
     ),
@@ -541,7 +559,7 @@ def read_only(world: Stage) -> None:
     engine = create_engine(f"sqlite:///file:{world.vault / 'tokens.db'}?mode=ro&uri=true", echo="debug")
     world.keeper = world.another(database=engine)
     world.tries(lambda: world.keeper.save_tokens("acme", "bob", RESPONSES["good"]))
-    world.tries(lambda: world.begin())
+    world.tries(world.begin)
     renewals(world)
     engine.dispose()
 
@@ -820,7 +838,16 @@ def bad_keyrings(world: Stage) -> None:
         None,
     ]:
         world.tries(lambda keys=keys: Keyring(keys), "Keyring")
-    for text in [encoded, f"k1:{encoded}x", f"k1:{encoded},k1:{encoded}", f"k1={encoded}", f":{encoded}", "k1:", KEY, 5]:
+    for text in [
+        encoded,
+        f"k1:{encoded}x",
+        f"k1:{encoded},k1:{encoded}",
+        f"k1={encoded}",
+        f":{encoded}",
+        "k1:",
+        KEY,
+        5,
+    ]:
         world.tries(lambda text=text: Keyring.parse(text), "Keyring.parse")
         world.tries(lambda text=text: Keyring.from_env("KEYS", {"KEYS": text}), "Keyring.from_env")
 
@@ -912,3 +939,398 @@ def test_situations(stage: Callable[..., Stage], act: Callable[[Stage], None]) -
     world = stage()
     act(world)
     assert world.leaks() == []
+
+
+# --- tokens that look like words -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("surface", ["/api/", "/token"])
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_tokens_that_look_like_words(stage: Callable[..., Stage], surface: str, status: int, style: str) -> None:
+    """A short token looks like any word: it is masked because it is known, not because of its looks."""
+    world = stage(provider={"prefix": "kitty-"}, declared={"header": "X-Shop", "scheme": ""})
+    world.lookout.plant("an access token", "kitty-access-")
+    world.lookout.plant("a refresh token", "kitty-refresh-")
+    world.lookout.deaf_to = {"httpcore", "httpcore2"} if surface == "/api/" else set()
+    world.provider.quotes[surface] = quoting(status, style, "invalid_grant" if surface == "/token" else "invalid_token")
+    if surface == "/api/":
+        calls(world, lambda member: None, diagnose=False)
+    world.connect("ann")
+    world.clock.advance(3600)
+    renewals(world)
+    assert world.leaks() == []
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+GOOD = [{"member": "bob", "access_token": ACCESS, "refresh_token": REFRESH, "expires_at": 4e9}]
+BAD: list[Any] = [
+    {"member": "cid", "access_token": f"{ACCESS} "},
+    {"member": "cid", "access_token": [ACCESS]},
+    {"member": "", "access_token": ACCESS},
+    {"member": "cid", "access_token": ACCESS, "client_secret": SECRET},
+    {"member": "cid", "access_token": ACCESS, "expires_at": ACCESS},
+    {"member": "cid", "access_token": ACCESS, "expires_at": -1},
+    {"member": [ACCESS], "access_token": ACCESS},
+    [ACCESS],
+    ACCESS,
+]
+
+
+def lines(*rows: Any) -> str:
+    """JSON Lines, and one that is none."""
+    return "\n".join([*map(json.dumps, rows), f"{{'access_token': '{ACCESS}'}}"])
+
+
+def printed_by_curl(status: int, body: str) -> str:
+    """An answer that quotes a token, as ``curl -i`` prints it."""
+    return (
+        f"HTTP/1.1 {status} No\r\nContent-Type: text/plain\r\nSet-Cookie: id={MARK}-cookie-1\r\n"
+        f'WWW-Authenticate: Bearer error="invalid_token", error_description="{ACCESS} is unknown"\r\n\r\n{body}'
+    )
+
+
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    "doctor": (["doctor"], ""),
+    "keys list": (["keys", "list"], ""),
+    "providers list": (["providers", "list"], ""),
+    "grants import, good": (["grants", "import"], lines(*GOOD)),
+    "grants import, again": (["grants", "import"], lines(*GOOD)),
+    "grants import, to replace": (["grants", "import", "--replace"], lines(*GOOD)),
+    "grants import, bad": (["grants", "import"], lines(*BAD)),
+    "grants import, too long": (["grants", "import"], ACCESS * 60_000),
+    "grants import, no text": (["grants", "import"], f"\x00\udcff{ACCESS}"),
+    "grants import, elsewhere": (["grants", "import", "--registration", "nobody"], lines(*GOOD)),
+    "grants list": (["grants", "list"], ""),
+    "grants show": (["grants", "show", "fake", "ann"], ""),
+    "grants show, a stranger": (["grants", "show", "fake", "nobody"], ""),
+    "grants refresh": (["grants", "refresh", "fake", "ann"], ""),
+    "grants refresh, refused": (["grants", "refresh", "fake", "bob"], ""),
+    "grants list, marked": (["grants", "list", "--status", "needs_reauthentication"], ""),
+    **{
+        f"explain {status} {surface}": (
+            ["explain", "--surface", surface],
+            printed_by_curl(status, f'{{"error": "invalid_grant", "error_description": "no token {REFRESH}"}}'),
+        )
+        for status in (200, 400, 401, 403, 500)
+        for surface in ("api", "token")
+    },
+    "explain, no answer": (["explain"], ACCESS),
+    "explain, plain": (["explain"], printed_by_curl(401, f"Token {ACCESS} expired")),
+    "explain, of a stranger": (["explain", "--provider", "nobody"], printed_by_curl(401, f"Bearer {ACCESS}")),
+    "connect": (["connect", "fake", "ann", "--timeout", "20"], ""),
+    "connect, a stranger": (["connect", "nobody", "ann"], ""),
+    "events list": (["events", "list"], ""),
+    "events list, in full": (["events", "list", "--full"], ""),
+    "grants forget": (["grants", "forget", "fake", "ann", "--yes"], ""),
+    "no such option": (["grants", "list", "--token", ACCESS[:4]], ""),
+}
+"""What an operator may do, in this order: the words, and what stands on standard input."""
+
+HARD: list[str] = [
+    "nothing",
+    "no secret",
+    "no key",
+    "another key",
+    "no database",
+    "a locked database",
+    "the provider quotes",
+]
+"""What may be wrong meanwhile."""
+
+
+class Hall:
+    """A folder with settings, a provider over HTTP, and a lookout over whatever the command prints and logs."""
+
+    def __init__(
+        self, folder: Path, template: Path, monkeypatch: pytest.MonkeyPatch, base: str, provider: Parrot
+    ) -> None:
+        self.lookout = Lookout()
+        self.vault = folder / "vault"
+        self.vault.mkdir()
+        shutil.copy(template, self.vault / "tokens.db")
+        monkeypatch.chdir(folder)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            redirect_uri = f"http://127.0.0.1:{probe.getsockname()[1]}/callback"
+        monkeypatch.setenv("FAKE_SECRET", SECRET)
+        monkeypatch.setenv("FAKE_KEYS", f"k1:{base64.b64encode(KEY).decode()}")
+        monkeypatch.setattr(webbrowser, "open", self._browse)
+        said, seen = Output.error, self.lookout.error
+
+        def error_said(output: Output, error: TokenKeeperError) -> None:
+            seen("the command", error)
+            said(output, error)
+
+        monkeypatch.setattr(Output, "error", error_said)
+        self.provider = provider
+        self.browsers: list[threading.Thread] = []
+        (folder / "tokenkeeper.toml").write_text(f"""
+            database_url = "sqlite:///vault/tokens.db"
+            keys = "env:FAKE_KEYS"
+            spill_directory = "vault/spill"
+            [registrations.fake]
+            client_id = "client-1"
+            client_secret = "env:FAKE_SECRET"
+            redirect_uri = "{redirect_uri}"
+            scopes = ["read"]
+            [providers.fake]
+            authorization_endpoint = "{base}/authorize"
+            token_endpoint = "{base}/token"
+        """)
+
+    def _browse(self, url: str) -> None:
+        """Go through sign-in and consent, and come back; quietly."""
+        self.lookout.plant("a state", parse_qs(urlsplit(url).query)["state"][0])
+
+        def walk() -> None:
+            with (
+                contextlib.suppress(urllib.error.HTTPError),
+                urllib.request.urlopen(self.provider.consent(url, member="ann"), timeout=20) as page,
+            ):
+                self.lookout.text("the page", page.read())
+
+        self.browsers.append(threading.Thread(target=walk))
+        self.browsers[-1].start()
+
+    def runs(self, words: list[str], stdin: str) -> None:
+        """Run the command, and look at what comes of it; the URL that the member must open is passed over."""
+        done = CliRunner().invoke(cli, words, input=stdin.encode("utf-8", "surrogatepass"), prog_name="tokenkeeper")
+        for name, text in [("stdout", done.stdout), ("stderr", done.stderr)]:
+            seen = re.sub(r"http://127[^\s\"]*/authorize\?[^\s\"]*", "<url>", text.replace("\n", ""))
+            self.lookout.text(f"{name} of {' '.join(words[:2])}", seen)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            self.lookout.found.append(f"{' '.join(words[:2])} ended with {done.exception!r}")
+        if done.exception is not None:
+            self.lookout.error(" ".join(words[:2]), done.exception)
+        for browser in self.browsers:
+            browser.join()
+
+
+@pytest.mark.parametrize("json_too", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("wrong", HARD)
+def test_the_command(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, json_too: bool
+) -> None:
+    """Nothing that the command prints or logs has a secret, whatever is wrong."""
+    provider = Parrot(prefix=f"{MARK}-", client_secret=SECRET)
+    with provider.serve() as base:
+        hall = Hall(tmp_path, template, monkeypatch, base, provider)
+        with hall.lookout.listening():
+            with load().keeper() as keeper:
+                keeper.save_tokens("fake", "ann", provider.issue(member="ann"))
+            locked = contextlib.closing(sqlite3.connect(hall.vault / "tokens.db", isolation_level=None))
+            with locked as lock:
+                match wrong:
+                    case "no secret":
+                        monkeypatch.delenv("FAKE_SECRET")
+                    case "no key":
+                        monkeypatch.setenv("FAKE_KEYS", base64.b64encode(KEY).decode())
+                    case "another key":
+                        monkeypatch.setenv("FAKE_KEYS", f"k1:{base64.b64encode(KEY[::-1]).decode()}")
+                    case "no database":
+                        (hall.vault / "tokens.db").write_bytes(b"no database" * 500)
+                    case "a locked database":
+                        monkeypatch.setattr(engine, "BUSY_SECONDS", 0.01)
+                        lock.execute("BEGIN EXCLUSIVE")
+                    case "the provider quotes":
+                        provider.quotes["/token"] = quoting(400, "json", "invalid_grant")
+                for words, stdin in COMMANDS.values():
+                    hall.runs([*words, *(["--json"] if json_too else [])], stdin)
+            hall.lookout.folder(hall.vault)
+    assert hall.lookout.found == []
+
+
+# --- the file of the database ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["forget", "renew", "save_tokens"])
+def test_what_is_deleted_leaves_no_bytes(stage: Callable[..., Stage], end: str) -> None:
+    """SQLite's secure_delete: when the database is closed, not even the sealed bytes of old tokens are in its file."""
+    world = stage()
+    world.connect("ann", "bob")
+    path = world.vault / "tokens.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        [sealed] = connection.execute(
+            "SELECT access_token, refresh_token FROM tokenkeeper_grant WHERE member = ?", (b"ann",)
+        ).fetchall()
+    if end == "save_tokens":
+        world.does(world.keeper.save_tokens("acme", "ann", RESPONSES["good"]))
+    else:
+        world.does(getattr(world.keeper, end)("acme", "ann"))
+    world.does(world.keeper.close())
+    assert sorted(file.name for file in world.vault.iterdir() if file.is_file()) == ["tokens.db"]
+    for blob in sealed:
+        assert blob not in path.read_bytes()
+    assert world.leaks() == []
+
+
+# --- an endpoint with a password -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["https://me:{}@auth.example/token", "https://me:{}@auth.example:port/token"])
+def test_an_endpoint_with_a_password_is_not_quoted(url: str) -> None:
+    """It is refused, and the message does not repeat it."""
+    with pytest.raises(ConfigurationError) as raised:
+        TokenKeeper(
+            "sqlite:///x.db",
+            registrations=[Registration("a", provider=Provider("x", token_endpoint=url.format(MARK)), client_id="i")],
+        )
+    assert MARK not in str(raised.value)
+    assert MARK not in raised.value.fix
+
+
+# --- the lookout itself ----------------------------------------------------------------------------------------------
+
+
+def leaky(where: str = "leaky.py") -> Callable[..., Any]:
+    """A function that stands in a file of ours, and raises while it holds a secret."""
+    code = "def leak(secret, error=ValueError('oops'), cause=None):\n    kept = [secret]\n    raise error from cause\n"
+    namespace: dict[str, Any] = {}
+    exec(compile(code, f"{PACKAGE}{where}", "exec"), namespace)
+    return namespace["leak"]
+
+
+def raised(act: Callable[[], Any]) -> BaseException:
+    """The error that an act raises."""
+    try:
+        act()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def logged_error(look: Lookout) -> None:
+    """Log an error that came through a frame with a secret."""
+    logger = logging.getLogger("tokenkeeper.leaky")
+    try:
+        leaky()(MARK)
+    except ValueError:
+        logger.exception("failed")
+    look.logged_errors()
+
+
+@dataclasses.dataclass
+class Leaky:
+    """An object that shows a secret in one way or another."""
+
+    secret: str = dataclasses.field(default=MARK, repr=False)
+
+
+class Reprs:
+    """An object that shows a secret in its repr."""
+
+    def __repr__(self) -> str:
+        return f"<{MARK}>"
+
+
+PLANTED: dict[str, Callable[[Lookout], Any]] = {
+    "text": lambda look: look.text("x", f"a {MARK} b"),
+    "bytes": lambda look: look.text("x", f"a {MARK} b".encode()),
+    "in other letters": lambda look: look.text("x", MARK.lower()),
+    "hexadecimal": lambda look: look.text("x", f"x-{MARK}".encode().hex()),
+    "UTF-16": lambda look: look.text("x", f"x {MARK}".encode("utf-16-le")),
+    **{
+        f"base64 after {shift}": lambda look, shift=shift: look.text(
+            "x", base64.b64encode(b"x" * shift + MARK.encode())
+        )
+        for shift in range(4)
+    },
+    "url-safe base64": lambda look: look.text("x", base64.urlsafe_b64encode(f"é?{MARK}?é".encode())),
+    "something random": lambda look: look.plant("it", "ab" * 8) or look.text("x", "a cab" + "ab" * 8),
+    "repr": lambda look: look.thing("x", Reprs()),
+    "an attribute": lambda look: look.thing("x", Leaky(), set(WAYS) - {"public attributes"}),
+    "asdict": lambda look: look.thing("x", Leaky(), set(WAYS) - {"asdict"}),
+    "vars": lambda look: look.thing("x", Leaky(), set(WAYS) - {"vars"}),
+    "copy": lambda look: look.thing("x", Leaky(), set(WAYS) - {"copy"}),
+    "pickle": lambda look: look.thing("x", Leaky(), set(WAYS) - {"pickle"}),
+    "json": lambda look: look.thing("x", {"a": MARK}, set(WAYS) - {"json"}),
+    "our error's message": lambda look: look.error("x", TokenKeeperError(f"no {MARK}")),
+    "our error's attribute": lambda look: look.error("x", TokenKeeperError("no", cause=MARK)),
+    "another error's message": lambda look: look.error("x", ValueError(MARK)),
+    "a local": lambda look: look.error("x", raised(lambda: leaky()(MARK))),
+    "a local of the clients": lambda look: look.error("x", raised(lambda: leaky("clients/x.py")(MARK))),
+    "a local under the cause": lambda look: look.error(
+        "x", raised(lambda: leaky()(1, TypeError("other"), raised(lambda: leaky()(MARK))))
+    ),
+    "a log": lambda look: logging.getLogger("sqlalchemy.pool").debug("got %s", MARK),
+    "a log's extra": lambda look: logging.getLogger("any").debug("got", extra={"more": {"it": MARK}}),
+    "a log of a library turned down": lambda look: logging.getLogger("sqlalchemy").debug(MARK),
+    "a logged error's frames": logged_error,
+}
+"""A canary in each medium."""
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+def test_a_planted_canary_is_found(plant: Callable[[Lookout], Any]) -> None:
+    """So that the tests above can fail."""
+    lookout = Lookout()
+    with lookout.listening():
+        plant(lookout)
+    assert lookout.found
+
+
+def in_a_file(name: str) -> Callable[[Stage], None]:
+    """Write a canary into a file of the vault."""
+    return lambda world: (world.vault / name).write_bytes(b"\0" * 5000 + MARK.encode()) and None
+
+
+def in_the_wal(world: Stage) -> None:
+    """Write a canary into the database, so that it is in its WAL first."""
+    with contextlib.closing(sqlite3.connect(world.vault / "tokens.db")) as connection:
+        connection.execute("UPDATE tokenkeeper_grant SET account = ?", (MARK,))
+        connection.commit()
+        assert MARK.encode() in (world.vault / "tokens.db-wal").read_bytes()
+        world.lookout.folder(world.vault)
+
+
+def in_an_event(world: Stage) -> None:
+    """Write a canary into the event table."""
+    with contextlib.closing(sqlite3.connect(world.vault / "tokens.db")) as connection:
+        connection.execute(
+            "UPDATE tokenkeeper_event SET data = replace(data, '}', ', \"more\": \"' || ? || '\"}')", (MARK,)
+        )
+        connection.commit()
+
+
+IN_THE_WORLD: dict[str, tuple[str, Callable[[Stage], Any]]] = {
+    "stdout": ("stdout", lambda world: print(MARK)),
+    "stderr": ("stderr", lambda world: print(MARK, file=sys.stderr)),
+    "the file descriptor": ("stderr", lambda world: os.write(2, MARK.encode())),
+    "a result": ("a result", lambda world: world.does(TokenKeeperError(MARK))),
+    "the database": ("bytes of tokens.db", in_the_wal),
+    "the WAL": ("bytes of tokens.db-wal", in_the_wal),
+    "a spill file": ("bytes of x.sealed", in_a_file("x.sealed")),
+    "a journal": ("bytes of tokens.db-journal", in_a_file("tokens.db-journal")),
+    "the event table": ("the event table's", in_an_event),
+    "an event": ("an event", lambda world: world.events.append(dataclasses.replace(world.events[0], member=MARK))),
+}
+"""A medium of a stage, what it is called, and how a canary gets there."""
+
+
+@pytest.mark.parametrize(("medium", "plant"), IN_THE_WORLD.values(), ids=IN_THE_WORLD)
+def test_a_canary_planted_in_a_stage_is_found(
+    stage: Callable[..., Stage], medium: str, plant: Callable[[Stage], Any]
+) -> None:
+    """So that the tests above can fail."""
+    world = stage()
+    world.connect("ann")
+    plant(world)
+    assert any(medium in leak for leak in world.leaks())
+
+
+def test_the_lookout_looks(stage: Callable[..., Stage]) -> None:
+    """In an ordinary run it hears every library's logger, walks our frames, and looks at much."""
+    world = stage()
+    world.connect("ann")
+    world.clock.advance(3600)
+    world.provider.script("server_error", "token")
+    renewals(world)
+    requests_returned(AccessToken("x"), f"{world.base}/api/me", "ann").close()
+    httpx2_returned(AccessToken("x"), f"{world.base}/api/me", "ann").close()
+    assert world.leaks() == []
+    assert {"sqlalchemy", "httpcore2", "httpx2", "urllib3", "asyncio"} - world.lookout.heard <= (
+        {"asyncio"} if world.twin == "sync" else set()
+    )
+    assert world.lookout.frames > 10
+    assert world.lookout.looked > 500

@@ -13,7 +13,7 @@ import click
 
 from tokenkeeper.cli.session import Group, Session, interactive, keeper_options, pass_session
 from tokenkeeper.errors import InvalidInput, NotConnected
-from tokenkeeper.model import Grant, GrantStatus
+from tokenkeeper.model import Grant, GrantStatus, Secret, Unshown
 
 if TYPE_CHECKING:
     from tokenkeeper.keeper import TokenKeeper
@@ -128,7 +128,7 @@ def import_(ctx: click.Context, session: Session, *, file: IO[str], registration
     name = registration or _only_registration(ctx, keeper)
     count: Counter[str] = Counter(imported=0, replaced=0, skipped=0, bad=0)
     for number, line in enumerate(_lines(file), 1):
-        if not line.strip():
+        if not line.reveal().strip():
             continue
         try:
             count[_import_line(keeper, name, line, replace=replace)] += 1
@@ -152,21 +152,21 @@ def _only_registration(ctx: click.Context, keeper: TokenKeeper) -> str:
     return names[0]
 
 
-def _lines(file: IO[str]) -> Iterator[str]:
+def _lines(file: IO[str]) -> Iterator[Secret]:
     """Yield the lines; of one that is too long, one character more than is allowed, and the rest is passed over."""
     while line := file.readline(LONGEST_LINE + 1):
-        yield line
+        yield Secret(line)
         while len(line) > LONGEST_LINE and not line.endswith("\n"):
             line = file.readline(LONGEST_LINE + 1)
 
 
-def _import_line(keeper: TokenKeeper, registration: str, line: str, *, replace: bool) -> str:
-    fields = _fields(line)
-    member = fields.pop("member")
+def _import_line(keeper: TokenKeeper, registration: str, line: Secret, *, replace: bool) -> str:
+    fields = Unshown(_fields(line.reveal()))
+    member = fields.value.pop("member")
     exists = _exists(keeper, registration, member)
     if exists and not replace:
         return "skipped"
-    keeper.save_tokens(registration, member, fields)
+    keeper.save_tokens(registration, member, fields.value)
     return "replaced" if exists else "imported"
 
 

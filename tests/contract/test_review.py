@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tokenkeeper import (
     AsyncTokenKeeper,
@@ -26,6 +27,7 @@ from tokenkeeper import (
     TemporarilyUnavailable,
 )
 from tokenkeeper.authorization_server import AuthorizationServer
+from tokenkeeper.store import operations
 from tokenkeeper.store.transactions import Store
 
 
@@ -496,6 +498,28 @@ def test_a_consent_survives_a_busy_store(desk, monkeypatch):
 
     monkeypatch.setattr(Store, "save_consent", failing)
     assert world.does(world.keeper.finish_authorization(callback, member="ann")).grant.generation == 1
+
+
+@pytest.mark.parametrize("kind", ["deadlock", "serialization"])
+def test_a_transaction_that_the_database_gave_up_is_made_again(desk, monkeypatch, kind):
+    """MariaDB's deadlocks and PostgreSQL's failed serializations are nobody's weather: the claim is taken."""
+
+    class GivenUp(Exception):
+        sqlstate = "40001" if kind == "serialization" else None
+
+    world = desk(provider={"access_lifetime": 1800})
+    world.connect()
+    real, failures = operations.claim, []
+
+    def failing(*args, **kwargs):
+        if len(failures) < 2:
+            failures.append(1)
+            raise OperationalError("UPDATE", {}, GivenUp(1213 if kind == "deadlock" else "could not serialize"))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(operations, "claim", failing)
+    assert world.does(world.keeper.access_token("acme", "ann")).generation == 2
+    assert len(failures) == 2
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

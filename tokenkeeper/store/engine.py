@@ -26,6 +26,9 @@ POOL_OVERFLOW = 4
 POOL_PATIENCE = 10.0
 BUSY_SECONDS = 5.0
 
+DEADLOCK = "deadlock"
+"""The cause of a TemporarilyUnavailable after which the same transaction may be begun again at once."""
+
 SYNC_DRIVERS = {
     "sqlite": "sqlite",
     "sqlite+aiosqlite": "sqlite",
@@ -149,11 +152,24 @@ def store_error(error: Exception) -> TokenKeeperError:
         return ConfigurationError(
             f"The file is not a (sound) SQLite database. It is the operator's turn. {fix}", cause="database", fix=fix
         )
+    if _given_up(getattr(error, "orig", None)):
+        return TemporarilyUnavailable(
+            "The database gave a transaction up for another's sake. It is nobody's turn: try again; no grant has changed.",
+            cause=DEADLOCK,
+            retry_after=0.0,
+        )
     return TemporarilyUnavailable(
         f"The token store cannot be reached ({type(error).__name__}). It is nobody's turn: try again; no grant has changed.",
         cause="store",
         retry_after=1.0,
     )
+
+
+def _given_up(error: Any) -> bool:
+    """Whether the database rolled a transaction back because of another one: a deadlock, or a failed serialization."""
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    number = (getattr(error, "args", None) or (None,))[0]
+    return state in ("40001", "40P01") or (isinstance(number, int) and number in (1020, 1213))
 
 
 class store_errors:  # noqa: N801 - reads as a function

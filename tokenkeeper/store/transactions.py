@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -47,7 +48,7 @@ from tokenkeeper.events import (
 )
 from tokenkeeper.model import GrantKey, Prompt, Secret, scope_set, to_datetime
 from tokenkeeper.store import operations, schema
-from tokenkeeper.store.engine import store_errors
+from tokenkeeper.store.engine import DEADLOCK, store_errors
 from tokenkeeper.store.sealed import SealedTokens, open_access_token, open_refresh_token, seal_tokens
 from tokenkeeper.store.tables import database_now
 from tokenkeeper.store.watch import ClockWatch
@@ -59,6 +60,27 @@ PRUNE_SECONDS = 86_400.0
 
 Tell = Callable[[Event], None]
 """Takes the news of a transaction once it is committed."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+REPETITIONS = 5
+
+
+def repeated(transaction: Callable[P, R]) -> Callable[P, R]:
+    """A transaction that the database gave up (a deadlock) was not made at all: make it again, a few times at most."""
+
+    @functools.wraps(transaction)
+    def repeating(*args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(REPETITIONS):
+            try:
+                return transaction(*args, **kwargs)
+            except TemporarilyUnavailable as error:
+                if error.cause != DEADLOCK:
+                    raise
+        return transaction(*args, **kwargs)
+
+    return repeating
 
 
 class Store:
@@ -150,6 +172,7 @@ class Store:
         with contextlib.suppress(TokenKeeperError):  # the tampering itself is the more important news
             self.announce(event, tell)
 
+    @repeated
     def claim(self, effect: ClaimGrant, witnessed_lease: float) -> Claim | None:
         """Take the claim; None: somebody or something stood in the way."""
         grant = effect.grant
@@ -169,11 +192,13 @@ class Store:
             )
         return None if claimed is None else Claim(claim_id, claimed, taken_at, effect.lease)
 
+    @repeated
     def extend_claim(self, claim: Claim) -> bool:
         """Start the claim's lease anew; False: it was lost."""
         with self._writing() as connection:
             return operations.extend_claim(connection, claim, self._now)
 
+    @repeated
     def release(self, claim: Claim, *, in_doubt: bool, retry_after: float | None, failed: bool) -> None:
         """Give the claim back."""
         with self._writing() as connection:
@@ -183,6 +208,7 @@ class Store:
         """Seal a renewal's tokens for the grant's next generation."""
         return seal_tokens(self.keyring, grant.id, grant.key, grant.generation + 1, tokens)
 
+    @repeated
     def save_renewal(self, sealed: SealedTokens, elapsed: float, save_id: str, tell: Tell) -> Saved | Overtaken:
         """Store a renewal's tokens by compare-and-set, with their event."""
         read_at = self._clock.monotonic()
@@ -197,6 +223,7 @@ class Store:
         self._tell(events, tell)
         return Saved(row) if saved and row is not None else Overtaken(row)
 
+    @repeated
     def mark(self, effect: MarkGrant, tell: Tell) -> Marked | StoredGrant | None:
         """Mark the grant as the member's turn, with its prompt and its event."""
         prompt = _prompt(effect)
@@ -208,6 +235,7 @@ class Store:
         self._tell(events, tell)
         return Marked(row) if marked and row is not None else row
 
+    @repeated
     def open_prompt(self, effect: OpenPrompt, tell: Tell) -> Prompt:
         """Open a prompt, one a grant and cause, and leave the grant as it is."""
         before, prompt = effect.grant.prompt, _prompt(effect)
@@ -220,6 +248,7 @@ class Store:
         self._tell(events, tell)
         return prompt
 
+    @repeated
     def forget(self, grant: StoredGrant, tell: Tell) -> bool:
         """Delete a grant, with its event."""
         events: list[Event] = []
@@ -233,6 +262,7 @@ class Store:
         self._tell(events, tell)
         return gone
 
+    @repeated
     def save_consent(self, effect: SaveConsent, tell: Tell) -> StoredGrant:
         """Store a consent over whatever the member has; the newest consent wins."""
         for _ in range(operations.ATTEMPTS):
@@ -278,6 +308,7 @@ class Store:
 
     # --- pending authorizations ---
 
+    @repeated
     def save_pending(self, effect: SavePending) -> int:
         """Store an authorization that begins; the answer is its end."""
         pending = effect.pending
@@ -287,6 +318,7 @@ class Store:
         with self._writing() as connection:
             return operations.save_pending(connection, pending, sealed, effect.lifetime, self._now)
 
+    @repeated
     def consume_pending(self, effect: ConsumePending) -> PendingAuthorization | StateRefused:
         """Use a state up, once."""
         with self._writing() as connection:
@@ -315,6 +347,7 @@ class Store:
                 probing = operations.probe_pause(connection, row, PROBE_SECONDS, self._now)
         return Pause(row.cause, row.fix, probing)
 
+    @repeated
     def pause(self, event: Event, credentials: str, cause: str, fix: str, tell: Tell) -> None:
         """Pause a registration; its event is news once a pause."""
         events: list[Event] = []
@@ -323,6 +356,7 @@ class Store:
                 events = self._record(connection, event)
         self._tell(events, tell)
 
+    @repeated
     def end_pause(self, registration: str) -> None:
         """End a registration's pause."""
         with self._writing() as connection:
@@ -335,6 +369,7 @@ class Store:
 
     # --- events ---
 
+    @repeated
     def announce(self, event: Event, tell: Tell, every: float | None = None) -> None:
         """Record news that changes no grant; *every*: seconds after which the same may be told again."""
         with self._writing() as connection:

@@ -330,12 +330,12 @@ class SyncDriver:
         started = self._room.monotonic()
         job = job_of(self._room, effect)
         while True:
-            future, ours = self._room.join_renewal(job, runner(self._room))
+            future, theirs = self._room.join_renewal(job, runner(self._room))
             try:
                 outcome = future.result(max(end - (self._room.monotonic() - started), 0.001))
             except TimeoutError:
                 return InProgress()
-            if ours or answers_job(job, outcome):
+            if theirs is job or answers_job(job, outcome, theirs):
                 return outcome
 
     def _redeem(self, effect: Redeem) -> Redeemed:
@@ -489,13 +489,13 @@ class AsyncDriver:
         job = job_of(self._room, effect)
         end = asyncio.get_running_loop().time() + self._room.patience
         while True:
-            future, ours = self._room.join_renewal(job, runner(self._room))
+            future, theirs = self._room.join_renewal(job, runner(self._room))
             left = end - asyncio.get_running_loop().time()
             try:
                 outcome = await asyncio.wait_for(asyncio.wrap_future(future), max(left, 0.001))
             except TimeoutError:
                 return InProgress()
-            if ours or answers_job(job, outcome):
+            if theirs is job or answers_job(job, outcome, theirs):
                 return outcome
 
 

@@ -110,7 +110,7 @@ class EngineRoom:
         self._store: Store | None = None
         self._transport: Transport | None = None
         self._servers: dict[str, AuthorizationServer] = {}
-        self._running: dict[GrantKey, Future[Outcome]] = {}
+        self._running: dict[GrantKey, tuple[Future[Outcome], RenewalJob]] = {}
         self._under_way: set[Future[Any]] = set()
         self._timers: set[threading.Timer] = set()
         self._told: OrderedDict[str, None] = OrderedDict()
@@ -225,23 +225,23 @@ class EngineRoom:
 
     # --- renewals: in one process one a grant ---
 
-    def join_renewal(self, job: RenewalJob, run: Runner) -> tuple[Future[Outcome], bool]:
-        """Return the future of the grant's renewal in this process, and whether it was started for *job*."""
+    def join_renewal(self, job: RenewalJob, run: Runner) -> tuple[Future[Outcome], RenewalJob]:
+        """Return the future of the grant's renewal in this process, and the job that it was started for: perhaps *job*."""
         with self._lock:
             running = self._running.get(job.key)
             if running is not None:
-                return running, False
+                return running
             self.refuse_if_closing()
             future: Future[Outcome] = Future()
             future.set_running_or_notify_cancel()  # it is not the caller's: who stops waiting does not cancel it
-            self._running[job.key] = future
+            self._running[job.key] = future, job
         try:
             self.submit(self.renewal_workers, self._renew, job, run, future)
         except TemporarilyUnavailable as error:
             self._forget_running(job.key, future)
             future.set_exception(error)
             raise
-        return future, True
+        return future, job
 
     def submit(self, workers: Workers, function: Callable[..., T], *args: Any) -> Future[T]:
         """Run *function* in one of the keeper's threads. Raises TemporarilyUnavailable where there is none to be had."""
@@ -279,7 +279,7 @@ class EngineRoom:
 
     def _forget_running(self, key: GrantKey, future: Future[Outcome]) -> None:
         with self._lock:
-            if self._running.get(key) is future:
+            if self._running.get(key, (None, None))[0] is future:
                 del self._running[key]
 
     def settled(self, key: GrantKey) -> None:
@@ -390,7 +390,7 @@ class EngineRoom:
         with self._lock:
             self.closing.set()
             timers, self._timers = self._timers, set()
-            waiting = [*self._running.values(), *self._under_way]
+            waiting = [*(future for future, _ in self._running.values()), *self._under_way]
         for timer in timers:
             timer.cancel()
         longest = max((profile.timing.deadline for profile in self.profiles.values()), default=0.0)

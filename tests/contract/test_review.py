@@ -74,6 +74,41 @@ def test_when_patience_ends_a_valid_token_is_served(desk):
         assert world.does(keeper.access_token("acme", "ann", minimum_lifetime=2000)).generation == 1
 
 
+def test_all_who_were_refused_share_one_failed_renewal(desk):
+    """Twenty refused calls wait for a renewal that fails: one request, and what came of it is everybody's."""
+    world = desk()
+    world.connect()
+    world.provider.expire("ann")
+    world.provider.script("server_error", "token", times=9)
+    keeper, together, joined = sync_of(world), threading.Barrier(20), threading.Semaphore(0)
+    join = keeper._room.join_renewal
+
+    def joining(*args):
+        found = join(*args)
+        joined.release()
+        return found
+
+    keeper._room.join_renewal = joining
+
+    def call(token):
+        together.wait()
+        with httpx2.Client(transport=world.provider.transport()) as client:
+            return client.get("https://provider.test/v2/userinfo", auth=token)
+
+    def cause():
+        with pytest.raises(TemporarilyUnavailable) as raised:
+            keeper.recover("acme", "ann", call)
+        return raised.value.cause
+
+    with world.provider.hold("token") as gate, ThreadPoolExecutor(20) as threads:
+        causes = [threads.submit(cause) for _ in range(20)]
+        for _ in causes:
+            assert joined.acquire(timeout=10)
+        gate.release()
+        assert {each.result(10) for each in causes} == {"provider_fault"}
+    assert world.provider.token_requests == 1
+
+
 # --- news ------------------------------------------------------------------------------------------------------------
 
 
@@ -361,7 +396,7 @@ def test_the_end_of_the_loop_is_quiet(desk, caplog):
 
     asyncio.run(leave())
     done = threading.Event()
-    [running] = keeper._room._running.values()
+    [(running, _)] = keeper._room._running.values()
     running.add_done_callback(lambda _: done.set())
     gate.release()
     assert done.wait(10)

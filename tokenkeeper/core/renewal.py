@@ -426,8 +426,8 @@ def trouble(job: RenewalJob, token: Secret, answer: Answer, diagnosis: Diagnosis
     )
 
 
-def answers(job: RenewalJob, outcome: Outcome) -> bool:
-    """Whether the outcome of somebody else's renewal in this process answers *job*; otherwise it asks for its own."""
+def answers(job: RenewalJob, outcome: Outcome, theirs: RenewalJob | None = None) -> bool:
+    """Whether the outcome of somebody else's renewal (*theirs*) in this process answers *job*; else it asks for its own."""
     match outcome:
         case Renewed():
             return True
@@ -438,4 +438,9 @@ def answers(job: RenewalJob, outcome: Outcome) -> bool:
         case MemberTurn(marked=True) | Gone():
             return not job.forced
         case _:
-            return not (job.refused or job.forced)
+            same = theirs is not None and (theirs.seen, theirs.refused, theirs.forced) == (
+                job.seen,
+                job.refused,
+                job.forced,
+            )
+            return same or not (job.refused or job.forced)

@@ -17,7 +17,7 @@ from tokenkeeper.core import authorization
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A code is exchanged quickly, or not at all."""
-    monkeypatch.setattr(authorization, "CODE_EXCHANGE_DEADLINE", 0.3)
+    monkeypatch.setattr(authorization, "CODE_EXCHANGE_DEADLINE", 3.0)
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ class Stage:
         self.events: list[Event] = []
         self._keepers: list[Any] = []
         self._stack = contextlib.ExitStack()
-        declared = {"deadline_seconds": 0.3, **knobs.pop("declared", {})}
+        declared = {"deadline_seconds": 9.0, **knobs.pop("declared", {})}
         registration = knobs.pop("registration", {})
         provider = {"prefix": f"{MARK}-", "client_secret": SECRET, "id_tokens": True, **knobs.pop("provider", {})}
         self.provider = Parrot(clock=self.clock, **provider)

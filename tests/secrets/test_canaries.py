@@ -316,13 +316,14 @@ def renewals(world: Stage) -> None:
     world.tries(lambda: world.keeper.renew("acme", "ann"), "renew")
 
 
-@pytest.mark.parametrize("prepare", RENEWALS.values(), ids=RENEWALS)
-def test_renewals(stage: Callable[..., Stage], prepare: Callable[[Parrot], None]) -> None:
+@pytest.mark.parametrize("name", RENEWALS)
+def test_renewals(stage: Callable[..., Stage], name: str) -> None:
     """Renewals that succeed, and that fail in every way."""
-    world = stage(provider={"rotation": "grace"})
+    endless = name in ("hang", "drip")
+    world = stage(provider={"rotation": "grace"}, declared={"deadline_seconds": 0.5} if endless else {})
     world.connect("ann")
     world.clock.advance(3600)
-    prepare(world.provider)
+    RENEWALS[name](world.provider)
     renewals(world)
     assert world.leaks() == []
 
@@ -712,6 +713,26 @@ def impatient(world: Stage) -> None:
     renewals(world)
 
 
+def no_way_there(world: Stage) -> None:
+    """A token endpoint that cannot be reached, has no name, speaks no TLS, or stands behind a proxy with a password."""
+    world.connect("ann")
+    world.clock.advance(3600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTPS_PROXY", f"http://me:{MARK}-proxy@127.0.0.1:1")
+        for endpoint in (
+            "http://127.0.0.1:1/token",
+            "https://nowhere.invalid/token",
+            world.base.replace("http:", "https:") + "/token",
+        ):
+            provider = world.provider.as_provider(token_endpoint=endpoint)
+            registration = world.provider.registration("acme", provider=provider, token_parameters={"shop": PARAMETER})
+            world.keeper = world.another(registrations=[registration])
+            renewals(world)
+            connected(world)
+        patch.setenv("HTTPS_PROXY", f"{MARK}://proxy")
+        renewals(world)
+
+
 def wrong_scheme(world: Stage) -> None:
     """A call that carries another credential than the token, as a netrc entry makes requests do."""
     world.connect("ann")
@@ -920,6 +941,7 @@ SITUATIONS: list[Callable[[Stage], None]] = [
     closed,
     closed_with_work,
     impatient,
+    no_way_there,
     wrong_scheme,
     mapper_raises,
     bad_registrations,

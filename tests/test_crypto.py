@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from frames import in_package
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def locals_of(error: BaseException) -> str:
         one = seen.pop()
         seen += [other for other in (one.__cause__, one.__context__) if other is not None]
         frames = traceback.TracebackException.from_exception(one, capture_locals=True).stack
-        shown += [str(frame.locals) for frame in frames if "tokenkeeper/" in frame.filename]
+        shown += [str(frame.locals) for frame in frames if in_package(frame.filename)]
         shown.append(repr(one) + str(one) + str(vars(one)))
     return "\n".join(shown)
 

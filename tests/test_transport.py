@@ -26,6 +26,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from frames import in_package
 
 from tokenkeeper.core.token_endpoint import NeverSent, TokenRequest, Unanswered
 from tokenkeeper.errors import ConfigurationError
@@ -778,7 +779,7 @@ def assert_not_shown(error: BaseException) -> None:
         seen += [other for other in (one.__cause__, one.__context__) if other is not None]
         frames = traceback.TracebackException.from_exception(one, capture_locals=True).stack
         assert not any("site-packages/http" in frame.filename for frame in frames)
-        ours = [str(frame.locals) for frame in frames if "tokenkeeper/" in frame.filename]
+        ours = [str(frame.locals) for frame in frames if in_package(frame.filename)]
         assert "canary" not in "".join([*ours, repr(one), str(one), str(vars(one))])
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from frames import in_package
 from sqlalchemy.exc import OperationalError
 
 from tokenkeeper import (
@@ -577,7 +578,7 @@ def test_another_credential_is_in_no_local_of_ours(desk):
     assert raised.value.cause == "other_credential"
     trace, shown = raised.value.__traceback__, []
     while trace is not None:
-        if "/tokenkeeper/" in trace.tb_frame.f_code.co_filename:
+        if in_package(trace.tb_frame.f_code.co_filename):
             shown.extend(map(repr, trace.tb_frame.f_locals.values()))
         trace = trace.tb_next
     assert shown

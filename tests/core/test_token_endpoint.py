@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote_plus, urlsplit
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from frames import in_package
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwk, jwt
@@ -246,7 +247,7 @@ def shown(error: BaseException) -> str:
         one = seen.pop()
         seen += [other for other in (one.__cause__, one.__context__) if other is not None]
         frames = traceback.TracebackException.from_exception(one, capture_locals=True).stack
-        texts += [str(frame.locals) for frame in frames if "tokenkeeper/" in frame.filename]
+        texts += [str(frame.locals) for frame in frames if in_package(frame.filename)]
         texts += [repr(one), str(one), str(vars(one))]
     return "\n".join(texts)
 

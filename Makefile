@@ -9,18 +9,20 @@
 #   make clean           removes what these targets made
 #
 # Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13, or make wheel WHEEL_PYTHON=python3.13.
-# More for pytest: make test PYTEST="-x -k claim".
+# More for pytest: make test PYTEST="-x -k claim"; processes that share the tests: JOBS=4, or JOBS=0 for one alone.
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14 python; do \
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 WHEEL_PYTHON ?= $(BIN)/python
+JOBS ?= 2
 PYTEST ?=
 BENCH ?=
 DEMO ?=
 BIN := $(VENV)/bin
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
     --no-emit-index-url --no-emit-find-links $(UPGRADE)
+SHARED := -n $(JOBS) --dist worksteal
 
 .PHONY: demo test check format bench wheel requirements clean
 .DELETE_ON_ERROR:
@@ -30,7 +32,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest $(PYTEST)
+	$(BIN)/coverage run -m pytest $(SHARED) $(PYTEST)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -48,7 +50,7 @@ bench: $(VENV)/.peers
 	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 wheel: $(VENV)/.dev
-	@tools/test_wheel.sh $(VENV) $(WHEEL_PYTHON) $(PYTEST)
+	@tools/test_wheel.sh $(VENV) $(WHEEL_PYTHON) $(SHARED) $(PYTEST)
 
 requirements: $(VENV)/.dev
 	$(COMPILE) --group bootstrap --output-file requirements/uv.txt

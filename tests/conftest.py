@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy
 
@@ -22,6 +23,17 @@ def server_url(kind: str) -> str:
     """The URL of the server of a kind, whether one answers there or not."""
     variable, url = SERVERS[kind]
     return os.environ.get(variable) or url
+
+
+IN_CI = bool(os.environ.get("CI"))
+hypothesis.settings.register_profile(
+    "tokenkeeper",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=IN_CI,  # the same examples in each run: what is red there is red again
+    database=None if IN_CI else hypothesis.settings.default.database,
+)
+hypothesis.settings.load_profile("tokenkeeper")
 
 
 @cache

@@ -16,6 +16,7 @@ import requests
 
 import tokenkeeper
 from tokenkeeper.crypto import generate_key
+from tokenkeeper.testing import FakeProvider, TestClock
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 EMPTY = b'{"message":"Empty oauth2_access_token","serviceErrorCode":401,"status":401}'
@@ -32,7 +33,7 @@ def example(word: str) -> str:
 def run(word: str) -> dict[str, Any]:
     """Run an example and return its names."""
     names: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(example(word), f"README.md: {word}", "exec"), names)
+    exec(compile(example(word), f"README.md: {word}", "exec", dont_inherit=True), names)
     return names
 
 
@@ -136,3 +137,58 @@ def test_the_clients(host: ModuleType) -> None:
 def test_the_fake_provider() -> None:
     """The example for users' own tests issues tokens."""
     assert run("FakeProvider")["tokens"]["refresh_token"]
+
+
+PROVIDER = "https://provider.test"
+HOST = "https://host.test"
+
+
+def test_the_fastapi_application(host: ModuleType) -> None:
+    """The FastAPI block connects, serves, asks again after a revocation, and refuses those who declined or forged."""
+    clock = TestClock()
+    provider = FakeProvider("linkedin", clock=clock)
+    registration = provider.registration("linkedin", PROVIDER, redirect_uri=f"{HOST}/oauth/linkedin/callback")
+    keeper = tokenkeeper.AsyncTokenKeeper("sqlite:///tokens.db", registrations=[registration])
+    clock.install(keeper, provider.transport())
+    outside = httpx2.AsyncClient(transport=provider.async_transport())
+
+    @keeper.guard("linkedin")
+    async def profile(token: tokenkeeper.AccessToken, member: str) -> httpx2.Response:
+        return await outside.get(f"{PROVIDER}/v2/userinfo", auth=token)
+
+    vars(host).update({"profile": profile, "signed_in_member": lambda: "ann", "keeper": keeper})
+    served = run("= FastAPI()")["app"]
+    del host.keeper  # closed below
+
+    async def main() -> None:
+        await keeper.create_schema()
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(served), base_url=HOST) as browser:
+
+            async def consents(path: str, **answer: bool) -> httpx2.Response:
+                """Go where the host sends the member, answer there, and come back."""
+                sent = await browser.get(path)
+                assert sent.is_redirect
+                return await browser.get(provider.consent(sent.headers["location"], **answer))
+
+            async def asked() -> str:
+                """Where the host sends a member who must connect (again)."""
+                prompt = await browser.get("/me")
+                assert prompt.status_code == 303
+                return str(prompt.headers["location"])
+
+            assert await asked() == "/connect/linkedin?return_to=/me"
+            declined = await consents(await asked(), approve=False)
+            assert (declined.status_code, declined.text[:14]) == (400, "Not connected:")
+            forged = await browser.get("/oauth/linkedin/callback?code=code-1&state=forged")
+            assert forged.status_code == 400
+            assert await asked() == "/connect/linkedin?return_to=/me"
+
+            assert (await consents(await asked())).headers["location"] == "/me"
+            assert (await browser.get("/me")).status_code == 200
+            provider.revoke()
+            assert (await consents(await asked())).headers["location"] == "/me"
+            assert (await browser.get("/me")).json()["sub"]
+        await outside.aclose()
+        await keeper.close()
+
+    asyncio.run(main())

@@ -103,7 +103,18 @@ class Call:
 
     def subject(self, reply: Reply) -> object:
         """What is read as the answer: the value itself, or what the host's ``answer=`` makes of it."""
-        return reply.value if self.mapper is None else answers.from_host(reply.value, self.mapper)
+        if self.mapper is None:
+            return reply.value
+        try:
+            return answers.from_host(reply.value, self.mapper)
+        except TokenKeeperError:
+            raise
+        except Exception as error:
+            if not reply.raised:
+                raise
+            # The host's own error is the more important one: it passes through.
+            logger.warning("answer= of guard failed for a %s (%s)", type(reply.value).__name__, type(error).__name__)
+            return None
 
     def judged(self, subject: object) -> bool:
         """Whether the answer is one to look into: a refusal, or a success that may hide an error."""

@@ -21,14 +21,18 @@ from tokenkeeper import (
     GrantConnected,
     GrantStatus,
     InvalidInput,
+    Keyring,
     NotConnected,
     ReauthenticationNeeded,
     ReauthenticationRequired,
+    Registration,
     RenewalInProgress,
     TemporarilyUnavailable,
+    TokenKeeper,
 )
 from tokenkeeper.authorization_server import AuthorizationServer
-from tokenkeeper.store import operations
+from tokenkeeper.crypto import generate_key
+from tokenkeeper.store import operations, schema
 from tokenkeeper.store.transactions import Store
 
 
@@ -282,6 +286,22 @@ def test_only_a_members_id_finds_a_token_in_memory(desk):
             world.does(world.keeper.access_token("acme", odd))
 
 
+def test_an_answer_mapper_that_knows_no_errors_hides_none(desk):
+    """The host's ``answer=`` fails on an error that it does not expect: the host sees its own error, as it was raised."""
+    world = desk()
+    world.connect()
+    keeper, broken = sync_of(world), ConnectionError("away")
+
+    def raising(token, member):
+        raise broken
+
+    call = keeper.guard("acme", answer=lambda result: (result.status, {}, None))(raising)
+    for _ in range(2):  # without a token in memory, and with one
+        with pytest.raises(ConnectionError) as raised:
+            call(member="ann")
+        assert raised.value is broken
+
+
 def test_a_hidden_coroutine_is_refused_with_a_token_in_memory_too(desk):
     """The host's ``answer=`` is not asked about a coroutine that nobody will await."""
     world = desk()
@@ -452,9 +472,6 @@ def test_the_interpreters_exit_drains(desk):
     """The program ends while a refresh token and a code are being redeemed: both answers are stored first."""
     world = desk()
     url = world.url.replace("tokens-", "exit-")
-    from tokenkeeper import Keyring, TokenKeeper
-    from tokenkeeper.crypto import generate_key
-
     key = generate_key("k1")
     script = textwrap.dedent(EXIT).format(url=url, key=key)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
@@ -534,6 +551,20 @@ def test_a_consent_survives_a_busy_store(desk, monkeypatch):
 
     monkeypatch.setattr(Store, "save_consent", failing)
     assert world.does(world.keeper.finish_authorization(callback, member="ann")).grant.generation == 1
+
+
+def test_two_migrations_keep_apart_and_none_waits_for_ever(database_url, monkeypatch):
+    """Another process holds the one lock: whoever comes waits for a while, touches nothing, and says so."""
+    monkeypatch.setattr(schema, "LOCK_PATIENCE", 1)
+    monkeypatch.setattr("tokenkeeper.store.engine.BUSY_SECONDS", 0.05)
+    registration = Registration("linkedin", client_id="c", client_secret="s")
+    with TokenKeeper(database_url, keys=Keyring.parse(generate_key("k1")), registrations=[registration]) as keeper:
+        with keeper.engine.connect() as other, schema._alone(other):
+            with pytest.raises(TemporarilyUnavailable):
+                keeper.create_schema()
+            assert schema.state_of(other).state == "missing"
+        keeper.create_schema()
+        assert list(keeper.grants()) == []
 
 
 @pytest.mark.parametrize("kind", ["deadlock", "serialization"])

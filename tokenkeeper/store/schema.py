@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, select, text
 
-from tokenkeeper.errors import SchemaOutdated
+from tokenkeeper.errors import SchemaOutdated, TemporarilyUnavailable
 from tokenkeeper.store.tables import schema
 
 CODE_REVISION = 1
@@ -113,10 +113,16 @@ def _alone(connection: Connection) -> Iterator[None]:
     if backend == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     elif backend == "postgresql":
+        connection.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{LOCK_PATIENCE * 1000}"})
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
         connection.commit()
     else:
-        connection.execute(select(func.get_lock(VERSION_TABLE, LOCK_PATIENCE)))
+        if not connection.execute(select(func.get_lock(VERSION_TABLE, LOCK_PATIENCE))).scalar():
+            raise TemporarilyUnavailable(
+                f"Another process has been migrating the database for {LOCK_PATIENCE} s. It is nobody's turn: try again.",
+                cause="migrating",
+                retry_after=float(LOCK_PATIENCE),
+            )
         connection.commit()
     try:
         yield

@@ -76,7 +76,7 @@ class _Problem:
     fix: str = _GENERATE
 
     def error(self) -> ConfigurationError:
-        return self.kind(f"{self.message}. It is the operator's turn.", cause="bad_keys", fix=self.fix)
+        return self.kind(f"{self.message}. It is the operator's turn: {self.fix}", cause="bad_keys", fix=self.fix)
 
 
 class Keyring:

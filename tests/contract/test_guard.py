@@ -413,7 +413,6 @@ def test_three_members_refused_after_renewal_are_the_providers_fault(desk):
     world = desk()
     for member in ("ann", "ben", "cid"):
         world.connect(member)
-    world.clock.advance(-7200)
     call = world.guarded()
     world.provider.script("invalid", times=6)
     for member in ("ann", "ben"):
@@ -574,3 +573,20 @@ def test_an_sdks_own_result_is_read_through_answer(desk):
     with pytest.raises(SdkError):
         world.does(call(member="ann"))
     assert world.provider.token_requests == 1
+
+
+def test_a_good_token_that_expires_again_at_once_asks_nobody(desk):
+    """Renewed a moment ago, refused again: too soon for another renewal, which is the weather, not the member's turn."""
+    world = desk()
+    world.connect()
+    call = world.guarded()
+    world.provider.expire("ann")
+    assert call(member="ann").status_code == 200
+    world.provider.expire("ann")
+    with pytest.raises(TemporarilyUnavailable) as raised:
+        call(member="ann")
+    assert raised.value.cause == "renewed_lately"
+    assert 0 < raised.value.retry_after <= 30
+    world.clock.advance(raised.value.retry_after + 1)
+    assert call(member="ann").status_code == 200
+    assert "ReauthenticationNeeded" not in world.told()

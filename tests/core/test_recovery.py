@@ -483,19 +483,27 @@ def repeated(case: Case, said: str, again: str, status: int = 401) -> Script:
 def test_a_renewed_token_that_is_refused_too(again: str) -> None:
     """Never renewed again: a prompt, and the row is not marked."""
     script = repeated(CASE, EXPIRED, again)
-    script.step(LoadGrant, NEWER)
+    renewed = a_grant(generation=5, **YOUNG)
+    script.step(LoadGrant, renewed)
     assert script.step(CountRefusal, False).key == KEY
     prompt = Prompt(KEY.registration, KEY.member, "refused_after_renewal", (), None)
-    assert script.step(OpenPrompt, prompt) == OpenPrompt(NEWER, "refused_after_renewal")
+    assert script.step(OpenPrompt, prompt) == OpenPrompt(renewed, "refused_after_renewal")
     error = script.fails(ReauthenticationRequired)
     assert (error.cause, error.prompt) == ("refused_after_renewal", prompt)
     assert error.response == ("response", 401)
 
 
+def test_an_adopted_token_that_is_refused_too() -> None:
+    """Nobody has renewed it yet: the member is not asked, the next call renews."""
+    script = repeated(CASE, EXPIRED, INVALID)
+    script.step(LoadGrant, a_grant(generation=5, **OLD))
+    assert script.fails(TemporarilyUnavailable).cause == "overtaken"
+
+
 def test_a_provider_that_refuses_everybody() -> None:
     """Three members within five minutes: it is the provider; one event, and nobody is prompted."""
     script = repeated(CASE, EXPIRED, INVALID)
-    script.step(LoadGrant, NEWER)
+    script.step(LoadGrant, a_grant(generation=5, **YOUNG))
     script.step(CountRefusal, True)
     announce = script.step(Announce)
     assert isinstance(announce.event, ProviderTrouble)
@@ -543,20 +551,32 @@ def test_dead_without_a_refresh_token(said: str, expired: bool) -> None:
     assert error.diagnosis.turn is Turn.MEMBER
 
 
-def test_refused_again_within_seconds_of_a_renewal() -> None:
-    """A token renewed a moment ago by somebody is refused: no second renewal; a prompt, not a mark."""
+ASKED = Prompt(KEY.registration, KEY.member, "refused_after_renewal", (), None)
+
+
+def test_refused_within_seconds_of_a_renewal() -> None:
+    """A token renewed a moment ago is refused: no second renewal so soon, and nobody is asked; it says when."""
     script = Script(guarded_call(CASE, TOKEN, refused()))
-    script.step(Renew, MemberTurn("refused_after_renewal", None, grant=GRANT, marked=False))
-    script.step(LoadGrant, GRANT)
+    script.step(Renew, MemberTurn("refused_after_renewal", None, grant=a_grant(**YOUNG), marked=False))
+    error = script.fails(TemporarilyUnavailable)
+    assert (error.cause, error.retry_after) == ("renewed_lately", 20.0)
+
+
+def test_refused_within_seconds_of_a_renewal_and_asked_already() -> None:
+    """The member was asked when the renewed token was refused: the same prompt, not another answer each time."""
+    asked = a_grant(prompt=ASKED, **YOUNG)
+    script = Script(guarded_call(CASE, TOKEN, refused()))
+    script.step(Renew, MemberTurn("refused_after_renewal", ASKED, grant=asked, marked=False))
+    script.step(LoadGrant, asked)
     script.step(CountRefusal, False)
-    script.step(OpenPrompt, Prompt(KEY.registration, KEY.member, "refused_after_renewal", (), None))
+    script.step(OpenPrompt, ASKED)
     assert script.fails(ReauthenticationRequired).cause == "refused_after_renewal"
 
 
 def test_a_new_consent_just_before_the_prompt() -> None:
     """The member signed in while an old refusal was being weighed: no prompt on the new consent."""
     script = Script(guarded_call(CASE, TOKEN, refused()))
-    script.step(Renew, MemberTurn("refused_after_renewal", None, grant=GRANT, marked=False))
+    script.step(Renew, MemberTurn("refused_after_renewal", ASKED, grant=a_grant(prompt=ASKED, **YOUNG), marked=False))
     script.step(LoadGrant, NEWER)
     assert script.fails(TemporarilyUnavailable).cause == "overtaken"
 
@@ -743,14 +763,12 @@ def test_a_second_refusal_of_what_was_replaced_meanwhile() -> None:
 
 
 def test_revoked_right_after_somebodys_renewal() -> None:
-    """The refresh token is not tried within seconds of a renewal: asked, and not marked."""
+    """The refresh token is not tried within seconds of a renewal: nobody is asked, nothing marked."""
+    lately = a_grant(**YOUNG)
     script = Script(guarded_call(CASE, TOKEN, refused(REVOKED)))
-    script.step(LoadGrant, GRANT)
-    script.step(Renew, MemberTurn("refused_after_renewal", None, grant=GRANT, marked=False))
-    script.step(LoadGrant, GRANT)
-    script.step(CountRefusal, False)
-    script.step(OpenPrompt, Prompt(KEY.registration, KEY.member, "refused_after_renewal", (), None))
-    assert script.fails(ReauthenticationRequired).cause == "refused_after_renewal"
+    script.step(LoadGrant, lately)
+    script.step(Renew, MemberTurn("refused_after_renewal", None, grant=lately, marked=False))
+    assert script.fails(TemporarilyUnavailable).cause == "renewed_lately"
 
 
 # --- scopes, step-up, blocked ----------------------------------------------------------------------------------------

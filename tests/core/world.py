@@ -420,7 +420,7 @@ class ModelStore:
                 account=effect.account or (before.account if before else None),
                 created_at=before.created_at if before else now,
                 consented_at=now,
-                renewed_at=before.renewed_at if before else None,
+                renewed_at=None,
             )
         )
         self._told("GrantConnected", effect.event_id)

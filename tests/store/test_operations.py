@@ -821,7 +821,7 @@ def test_the_same_news_is_told_once(here: Store, clock: TestClock) -> None:
         here.announce(problem, told.append, every=3600.0)
     assert len(told) == 2
     kept = next(here.events(kind="ProviderTrouble"))
-    assert kept["data"] == {"incident": {"status": 503}}
+    assert kept["data"] == {"incident": {"status": 503, "at": kept["at"]}}
 
 
 def test_what_an_event_says_is_fit_for_json(here: Store) -> None:

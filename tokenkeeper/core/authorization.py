@@ -220,7 +220,12 @@ def finish(case: Case, callback: Callback, pending: PendingAuthorization) -> Flo
         account = yield from FetchAccount(name, tokens.access_token, CODE_EXCHANGE_DEADLINE)
     before = yield from LoadGrant(case.key)
     if before is not None and before.account and account and before.account != account:
-        raise failed(name, member, "other_account", "another account signed in than the one that was connected")
+        raise failed(
+            name,
+            member,
+            "other_account",
+            "another account signed in than the one that was connected; sign in with that one, or forget() the grant first",
+        )
     same = before is not None and (before.account is None or before.account == account)
     grant: StoredGrant = yield from SaveConsent(
         case.key, tokens, scopes, account, keep_refresh_token=same, sent_at=sent_at, event_id=(yield from NewId())

@@ -47,6 +47,7 @@ from tokenkeeper.core.effects import (
 )
 from tokenkeeper.core.incident import incident_record
 from tokenkeeper.core.profile import Profile
+from tokenkeeper.core.renewal import CONFIGURATION_NEWS, held_back
 from tokenkeeper.errors import (
     AccountBlocked,
     ConfigurationError,
@@ -83,9 +84,6 @@ NEW_CONSENT = 300.0
 
 PROVIDER_NEWS = 300.0
 """That a provider refuses everybody is told once in so many seconds."""
-
-CONFIGURATION_NEWS = 3600.0
-"""The same configuration problem is told once in so many seconds."""
 
 LAST_CALL = 7 * 86_400.0
 """An end that no renewal can put off is announced at a tenth of the life before it, but at most so many seconds."""
@@ -245,10 +243,19 @@ def token_dead(
             if diagnosis.verdict is Verdict.EXPIRED or grant.freshness(case.leeway) is Freshness.EXPIRED:
                 yield from needs_member(case, grant, "expired", reply, diagnosis)
             yield from refused_again(case, token, reply, diagnosis, cause="invalid")
-        case MemberTurn("refused_after_renewal"):
-            yield from refused_again(case, token, reply, diagnosis)
+        case MemberTurn("refused_after_renewal", grant=StoredGrant() as grant):
+            yield from refused_early(case, grant, token, reply, diagnosis)
     grant = yield from settled(case, outcome, seen, reply, diagnosis)
     return (yield from OpenAccessToken(grant))
+
+
+def refused_early(
+    case: Case, grant: StoredGrant, token: AccessToken, reply: Reply, diagnosis: Diagnosis
+) -> Flow[NoReturn]:
+    """Renewed a moment ago, refused, and too soon to renew again: the weather, unless the member was asked already."""
+    if grant.prompt is not None and grant.prompt.cause == "refused_after_renewal":
+        yield from refused_again(case, token, reply, diagnosis)
+    raise unavailable(case, "renewed_lately", held_back(grant), reply, diagnosis) from chained(reply)
 
 
 def settled(
@@ -289,6 +296,9 @@ def refused_again(
 ) -> Flow[NoReturn]:
     """A token that cannot or must not be renewed again was refused: the member's turn, or, of three members, the provider's."""
     grant = yield from still_current(case, Seen(token.grant_id, token.generation), reply, diagnosis)
+    if cause == "refused_after_renewal" and grant.sealed_refresh_token is not None and not held_back(grant):
+        # Adopted, not renewed: nobody has tried yet whether a renewal helps. The next call does.
+        raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
     if (yield from CountRefusal(case.key)):
         yield from report_incident(case, token, reply, diagnosis, cause="refuses_everybody", every=PROVIDER_NEWS)
         raise unavailable(case, "refuses_everybody", None, reply, diagnosis) from chained(reply)
@@ -329,7 +339,7 @@ def grant_revoked(
                 yield from refused_again(case, token, reply, diagnosis, cause="revoked")
             outcome = yield from Renew(case.key, seen, refused=True)
             if isinstance(outcome, MemberTurn) and outcome.cause == "refused_after_renewal":
-                yield from refused_again(case, token, reply, diagnosis)
+                yield from refused_early(case, grant, token, reply, diagnosis)
             grant = yield from settled(case, outcome, seen, reply, diagnosis)
             if first is not None:
                 raise unavailable(case, "overtaken", 0.0, reply, diagnosis) from chained(reply)
@@ -477,6 +487,11 @@ def chained(reply: Reply | None) -> BaseException | None:
     return reply.value if reply and reply.raised and isinstance(reply.value, BaseException) else None
 
 
+def sentence(text: str) -> str:
+    """The text with a full stop."""
+    return text if text.endswith(".") else f"{text}."
+
+
 def not_connected(case: Case, reply: Reply | None = None, diagnosis: Diagnosis | None = None) -> NotConnected:
     """No such grant: never connected, or forgotten."""
     key = case.key
@@ -542,7 +557,8 @@ def error_of(
         case OperatorTurn(cause, message, fix):
             kind = type(outcome.error) if outcome.error else ConfigurationError
             return kind(
-                f"The tokens of {case.key.registration!r} cannot be renewed: {message} It is the operator's turn: {fix}",
+                f"The tokens of {case.key.registration!r} cannot be renewed: {sentence(message)} It is the operator's "
+                f"turn: {fix}",
                 cause=cause,
                 fix=fix,
                 **about(case, reply, outcome.diagnosis or diagnosis),

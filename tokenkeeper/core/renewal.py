@@ -56,7 +56,6 @@ from tokenkeeper.core.effects import (
 )
 from tokenkeeper.core.incident import incident_record
 from tokenkeeper.core.profile import Profile
-from tokenkeeper.core.recovery import CONFIGURATION_NEWS
 from tokenkeeper.core.token_endpoint import CLAIM_LOST, NeverSent, TokenSet, Unanswered, read_token_answer
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.events import ConfigurationProblem, ProviderTrouble, stable_id
@@ -89,6 +88,9 @@ SAVE_RETRY = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 PERHAPS_THIS_GRANT = frozenset({"invalid_request", "invalid_scope", "invalid_target"})
 """What a token endpoint may have against one grant's request, and not against the client (RFC 6749 section 5.2)."""
+
+CONFIGURATION_NEWS = 3600.0
+"""The same configuration problem is told once in so many seconds."""
 
 GRACE_MARGIN = 2.0
 MAX_REPLAYS = 3
@@ -165,7 +167,7 @@ def judge(job: RenewalJob, grant: StoredGrant) -> Outcome | None:
         return MemberTurn("no_refresh_token", grant.prompt, grant=grant, marked=False)
     if job.forced:
         return None
-    if job.refused and fresh is not Freshness.EXPIRED and renewed_lately(grant):
+    if job.refused and fresh is not Freshness.EXPIRED and held_back(grant):
         return MemberTurn("refused_after_renewal", grant.prompt, grant=grant, marked=False)
     if grant.retry_at is not None and grant.retry_at > grant.now:
         return Weather("backing_off", retry_after=(grant.retry_at - grant.now) / SECOND)
@@ -174,11 +176,11 @@ def judge(job: RenewalJob, grant: StoredGrant) -> Outcome | None:
     return None
 
 
-def renewed_lately(grant: StoredGrant) -> bool:
-    """Whether these tokens come from a renewal (not from the member's own consent) of a moment ago."""
-    if grant.renewed_at is None or grant.renewed_at <= grant.consented_at:
-        return False
-    return grant.now - grant.renewed_at < EARLY_REFUSALS * SECOND
+def held_back(grant: StoredGrant) -> float:
+    """Seconds for which a refusal renews nothing: these tokens come from a renewal (not a consent) of a moment ago."""
+    if grant.renewed_at is None or grant.renewed_at < grant.consented_at:
+        return 0.0
+    return max(EARLY_REFUSALS - (grant.now - grant.renewed_at) / SECOND, 0.0)
 
 
 def held(job: RenewalJob, grant: StoredGrant, tries: int) -> float | None:

@@ -177,11 +177,14 @@ def _catalogued(name: str) -> Profile:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
+        fix = (
+            f"{meant}Pass provider=Provider({name!r}, token_endpoint=…) or the path of a profile for one that is not in "
+            "the catalogue; `tokenkeeper providers list` shows those that are."
+        )
         raise ConfigurationError(
-            f"the catalogue has no provider {name!r}",
+            f"the catalogue has no provider {name!r}. It is the operator's turn: {fix}",
             cause="unknown_provider",
-            fix=f"{meant}Otherwise pass provider=Provider({name!r}, token_endpoint=…) or the path of a profile; "
-            f"`tokenkeeper providers list` shows the catalogue.",
+            fix=fix,
         )
     return _profile(read_sheet(CATALOGUE / f"{name}.toml"))
 

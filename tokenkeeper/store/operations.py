@@ -454,6 +454,7 @@ def replace_consent(
         "access_expires_at": _end(sealed.expires_at, sealed.expires_in, elapsed, now),
         "account": account,
         "consented_at": now,
+        "renewed_at": None,
         "saved_by": None,
         "prompt": None,
         **_NOTHING_IN_FLIGHT,

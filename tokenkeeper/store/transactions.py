@@ -41,6 +41,7 @@ from tokenkeeper.events import (
     Event,
     GrantConnected,
     GrantForgotten,
+    ProviderTrouble,
     ReauthenticationNeeded,
     TamperingDetected,
     TokensRenewed,
@@ -378,6 +379,8 @@ class Store:
                 event = dataclasses.replace(event, id=stable_id(event.id, now // round(every * 1_000_000)))
             if event.at is None:
                 event = dataclasses.replace(event, at=to_datetime(now))
+            if isinstance(event, ProviderTrouble) and event.at is not None:
+                event = dataclasses.replace(event, incident={**event.incident, "at": event.at.isoformat()})
             events = self._record(connection, event)
         self._tell(events, tell)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tokenkeeper
 from tokenkeeper.config import Reference, Settings, keeper_from_app, load
 from tokenkeeper.crypto import generate_key
 from tokenkeeper.errors import ConfigurationError
@@ -285,3 +286,26 @@ def test_an_app_that_is_no_keeper_is_named(
     with pytest.raises(ConfigurationError, match=message) as caught:
         keeper_from_app(f"app_under_test:{attribute}")
     assert CANARY not in str(caught.value)
+
+
+def test_the_async_twin_comes_from_the_same_settings(tmp_path: Path) -> None:
+    """async_keeper() gives what keeper() gives, for async code; overrides and offline work alike."""
+    text = """
+        database_url = "sqlite:///tokens.db"
+        keys = "env:KEYS"
+        patience = 3
+        [registrations.linkedin]
+        client_id = "x"
+        client_secret = "env:SECRET"
+    """
+    settings = load(write(tmp_path, text), {"KEYS": generate_key("k1"), "SECRET": CANARY})
+    keeper = settings.async_keeper()
+    assert isinstance(keeper, tokenkeeper.AsyncTokenKeeper)
+    assert list(keeper.registrations) == ["linkedin"]
+    assert keeper.keyring.key_ids == ("k1",)
+    assert keeper.registrations["linkedin"].client_secret[0].reveal() == CANARY
+    assert settings.async_keeper(registrations=[]).registrations == {}
+    bare = load(write(tmp_path, text), {"KEYS": generate_key("k1")})
+    assert list(bare.async_keeper(offline=True).registrations) == ["linkedin"]
+    with pytest.raises(ConfigurationError, match="SECRET is not set"):
+        bare.async_keeper()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as with_changes
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import tokenkeeper
@@ -27,7 +27,9 @@ from tokenkeeper.errors import ConfigurationError, TokenKeeperError
 from tokenkeeper.model import Provider, Registration, Secret
 
 if TYPE_CHECKING:
-    from tokenkeeper.keeper import TokenKeeper
+    from tokenkeeper.keeper import AsyncTokenKeeper, TokenKeeper
+
+K = TypeVar("K")
 
 FILE_NAME = "tokenkeeper.toml"
 CONFIG_VARIABLE = "TOKENKEEPER_CONFIG"
@@ -185,6 +187,13 @@ class Settings:
         An *offline* one will ask no provider for anything, and so no client secret has to be there.
         Raises ConfigurationError for a missing database, secret or key.
         """
+        return self._made(tokenkeeper.TokenKeeper, offline=offline, overrides=overrides)
+
+    def async_keeper(self, *, offline: bool = False, **overrides: Any) -> AsyncTokenKeeper:
+        """Return the async twin of :meth:`keeper`, from the same settings. Raises ConfigurationError as it does."""
+        return self._made(tokenkeeper.AsyncTokenKeeper, offline=offline, overrides=overrides)
+
+    def _made(self, kind: Callable[..., K], *, offline: bool, overrides: Mapping[str, Any]) -> K:
         arguments = {**self.options, **overrides}
         if "keys" not in arguments:
             arguments["keys"] = self.keyring()
@@ -193,7 +202,7 @@ class Settings:
                 one.offline_registration() if offline else one.registration(self.environ)
                 for one in self.registrations.values()
             ]
-        return tokenkeeper.TokenKeeper(arguments.pop("database", None) or self.database().reveal(), **arguments)
+        return kind(arguments.pop("database", None) or self.database().reveal(), **arguments)
 
 
 def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -102,6 +102,8 @@ def test_a_refusal_is_shown_on_both_sides(run: Run, world: World, browser: Put) 
     assert json.loads(done.stderr)["error"]["turn"] == "member"
     (page,) = member.pages
     assert (page.status_code, "Not connected" in page.text) == (400, True)
+    assert "access_denied" in page.text
+    assert "begin_authorization" not in page.text
     (state,) = parse_qs(urlsplit(member.opened[0]).query)["state"]
     assert done.output.count(state) == 1
     assert state not in page.text
@@ -151,6 +153,7 @@ def test_a_member_who_does_not_come(run: Run, world: World, monkeypatch: pytest.
     done = run("connect", "fake", "ann", "--no-browser", "--timeout", "1")
     assert done.exit_code == 1
     assert "nobody came back" in done.stderr
+    assert "do:    run it again and open the URL in time (--timeout)" in done.stderr
     assert "/authorize?" in done.stdout
     with listening(world.redirect_uri):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_explain_in_words(run: Run, folder: Path) -> None:
     done = run("explain", "answer.txt", "--provider", "linkedin")
     assert done.exit_code == 0
     assert "verdict  expired" in done.stdout
-    assert "tokenkeeper's" in done.stdout
+    assert "turn     tokenkeeper's\n" in done.stdout
     assert "linkedin.toml:" in done.stdout
     assert "source   " in done.stdout
 
@@ -53,11 +54,24 @@ def test_explain_reads_a_token_endpoints_answer(run: Run) -> None:
 
 
 def test_explain_is_generic_without_a_provider(run: Run) -> None:
-    """The generic rules read headers too; an unknown provider is said, and means the generic rules."""
+    """The generic rules read headers too; an unknown provider is refused, as by `providers show`."""
     assert json.loads(run("explain", "--json", stdin=STEP_UP).stdout)["verdict"] == "step_up"
-    done = run("explain", "--provider", "no-such", stdin=STEP_UP)
-    assert "There is no profile 'no-such': the generic rules decide." in done.stderr
-    assert "step_up" in done.stdout
+    done = run("explain", "--provider", "linkedn", stdin=STEP_UP)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "Did you mean linkedin?" in done.stderr
+    assert done.stderr == run("providers", "show", "linkedn").stderr
+
+
+def test_explain_says_what_a_near_miss_wants(run: Run) -> None:
+    """Beside the rule that decided stand those that nearly did, with what each wants of the answer."""
+    forbidden = EXPIRED.replace(b"401 ", b"403 ", 1)
+    text = run("explain", "--provider", "linkedin", stdin=forbidden).stdout
+    assert "not      linkedin/number-expired: it wants status 401\n" in text
+    token = ["explain", "--surface", "token"]
+    assert ": it wants said to say 'revoked'\n" in run(*token, stdin=REUSED).stdout
+    text = run(*token, stdin=b'HTTP/1.1 500 No\r\n\r\n{"error":"invalid_client"}').stdout
+    assert "token-client: it wants status 200 or 201 or 202 or 203 or 204 or 205 ...\n" in text
+    assert "status is" not in text
 
 
 def test_explain_reads_a_profile_of_the_hosts_own(run: Run, folder: Path) -> None:
@@ -111,6 +125,14 @@ def test_a_provider_is_shown(run: Run, name: str) -> None:
     text = run("providers", "show", name).stdout
     assert all(rule.name in text for rule in rules)
     assert "scope separator        a blank" in text
+
+
+def test_figures_are_shown_as_people_write_them(run: Run) -> None:
+    """No figure of any provider shows how a computer rounds, nor a needless point."""
+    for name in providers.names():
+        for text in (run("providers", "show", name).stdout, run("providers", "show", name, "--json").stdout):
+            assert not re.search(r"\d\.\d{4,}", text), name
+    assert "lease seconds          40\n" in run("providers", "show", "linkedin").stdout
 
 
 def test_an_unknown_provider_is_refused_with_near_names(run: Run) -> None:

@@ -137,7 +137,7 @@ def test_grants_are_imported(run: Run, world: World) -> None:
     ]
     text = "\n\n".join(map(json.dumps, lines)) + "\n"
     done = run("grants", "import", "--json", stdin=text)
-    assert json.loads(done.stdout) == {"imported": 2, "replaced": 0, "skipped": 1, "bad": 0}
+    assert json.loads(done.stdout) == {"imported": 2, "replaced": 0, "skipped": 1, "bad": 0, "expired": 0}
     assert done.exit_code == 0
     bob, seven = (json.loads(run("grants", "show", "fake", who, "--json").stdout) for who in ("bob", "7"))
     assert (bob["scopes"], bob["has_refresh_token"]) == (["read", "write"], True)
@@ -146,7 +146,41 @@ def test_grants_are_imported(run: Run, world: World) -> None:
     assert seven["has_refresh_token"] is False
     (world.folder / "grants.jsonl").write_text(text)
     again = run("grants", "import", "grants.jsonl", "--registration", "fake", "--replace")
-    assert again.stdout == "0 imported, 3 replaced, 0 skipped, 0 bad\n"
+    assert again.stdout == "0 imported, 3 replaced, 0 skipped, 0 bad, 0 expired\n"
+
+
+def test_a_token_endpoints_answer_is_imported_as_it_came(run: Run, world: World) -> None:
+    """token_type is passed over; expires_in counts from issued_at, and expires_at wins over both."""
+    answer = {"access_token": "canary-7d21-a", "token_type": "Bearer", "expires_in": 3600, "issued_at": 4102441200}
+    lines = [{"member": "ann", **answer}, {"member": "bob", **answer, "expires_at": 4102444801}]
+    done = run("grants", "import", stdin="\n".join(map(json.dumps, lines)))
+    assert (done.exit_code, done.stderr) == (0, "")
+    ends = [
+        datetime.fromisoformat(json.loads(run("grants", "show", "fake", who, "--json").stdout)["access_expires_at"])
+        for who in ("ann", "bob")
+    ]
+    assert ends == [datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, 0, 0, 1, tzinfo=UTC)]
+
+
+def test_a_grant_that_is_over_is_imported_with_a_warning(run: Run, world: World) -> None:
+    """Expired and without a refresh token: kept, for the member's prompt, and said by its line's number."""
+    over = {"member": "ann", "access_token": "canary-7d21-a", "expires_in": 60, "issued_at": 1000}
+    lines = [over, {**over, "member": "bob", "refresh_token": "canary-7d21-r"}]
+    done = run("grants", "import", "--json", stdin="\n".join(map(json.dumps, lines)))
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {"imported": 2, "replaced": 0, "skipped": 0, "bad": 0, "expired": 1}
+    (complaint,) = objects(done.stderr)
+    assert complaint["line"] == 1
+    assert "expired at 1970-01-01T00:17:40Z" in str(complaint["warning"])
+    assert "line 1: warning: expired at" in run("grants", "import", "--replace", stdin=json.dumps(over)).stderr
+
+
+def test_an_import_for_an_unknown_registration_reads_nothing(run: Run, world: World) -> None:
+    """A slip in --registration is one error, not one a line."""
+    done = run("grants", "import", "--registration", "nope", stdin="nonsense\nnonsense\n")
+    assert done.exit_code == 1
+    assert "There is no registration 'nope'" in done.stderr
+    assert "line 1" not in done.stderr
 
 
 BAD = [
@@ -157,9 +191,14 @@ BAD = [
     ('{"access_token": "canary-7d21"}', "member is missing or of the wrong type"),
     ('{"member": true, "access_token": "canary-7d21"}', "member is missing or of the wrong type"),
     ('{"member": "x", "access_token": 5}', "access_token is missing or of the wrong type"),
-    ('{"member": "x", "access_token": "canary-7d21", "canary-7d21": 1}', "has members that are not known"),
+    ('{"member": "x", "access_token": "canary-7d21", "canary-7d21": 1}', "unknown fields: others; known are member"),
     ('{"member": "x", "access_token": "canary-7d21", "expires_at": "canary-7d21"}', "neither seconds since 1970"),
     ('{"member": "x", "access_token": "canary-7d21", "expires_at": "2099-12-31T23:00:00"}', "no time zone"),
+    ('{"member": "x", "acces_token": "canary-7d21", "canary-7d21": 1}', "unknown fields: acces_token, others; known"),
+    ('{"member": "x", "access_token": "canary-7d21", "expires_in": 60}', "expires_in says nothing without issued_at"),
+    ('{"member": "x", "access_token": "canary-7d21", "expires_in": "60"}', "expires_in is missing or of the wrong"),
+    ('{"member": "x", "access_token": "canary-7d21", "expires_in": 1e400, "issued_at": 1}', "can be used"),
+    ('{"member": "x", "access_token": "canary-7d21", "expires_in": 60, "issued_at": -1}', "can be used"),
     ('{"member": "", "access_token": "canary-7d21"}', "empty"),
     ('{"member": "x", "access_token": ""}', "access"),
     ('{"member": "x", "access_token": "canary-7d21\\r\\nA: b"}', "access"),
@@ -172,7 +211,7 @@ def test_bad_lines_are_named_by_number_and_the_others_imported(run: Run, world: 
     text = "".join(f"{line}\n" for line, _ in BAD) + '{"member": "last", "access_token": "t"}'
     done = run("grants", "import", "--json", stdin=text)
     assert done.exit_code == 1
-    assert json.loads(done.stdout) == {"imported": 1, "replaced": 0, "skipped": 0, "bad": len(BAD)}
+    assert json.loads(done.stdout) == {"imported": 1, "replaced": 0, "skipped": 0, "bad": len(BAD), "expired": 0}
     complaints = objects(done.stderr)
     assert [complaint["line"] for complaint in complaints] == list(range(1, len(BAD) + 1))
     for complaint, (_, message) in zip(complaints, BAD, strict=True):
@@ -185,7 +224,7 @@ def test_bytes_that_are_no_text_are_a_bad_line(run: Run, world: World) -> None:
     """A file in another encoding is reported line by line, not a crash."""
     done = run("grants", "import", stdin=b'{"member": "\xff", "access_token": "t"}\n\xfe\n')
     assert done.exit_code == 1
-    assert done.stdout == "0 imported, 0 replaced, 0 skipped, 2 bad\n"
+    assert done.stdout == "0 imported, 0 replaced, 0 skipped, 2 bad, 0 expired\n"
 
 
 def test_import_needs_to_know_where(run: Run, world: World) -> None:

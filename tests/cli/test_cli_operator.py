@@ -11,6 +11,7 @@ from click.testing import Result
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from tokenkeeper.cli import doctor
+from tokenkeeper.cli.events import KINDS
 from tokenkeeper.config import load
 from tokenkeeper.crypto import generate_key
 from tokenkeeper.errors import TokenKeeperError
@@ -82,12 +83,34 @@ def test_events_are_listed_newest_last(run: Run, world: World) -> None:
     assert [row["member"] for row in objects(run("events", "list", "--json", "--last", "1").stdout)] == ["bob"]
     assert [row["member"] for row in objects(run("events", "list", "--json", "--member", "ann").stdout)] == ["ann"]
     assert objects(run("events", "list", "--json", "--kind", "TokensRenewed").stdout) == []
-    assert objects(run("events", "list", "--json", "--registration", "none").stdout) == []
+    assert len(objects(run("events", "list", "--json", "--registration", "fake").stdout)) == 2
     lines = run("events", "list").stdout.splitlines()
     assert lines[0].split() == ["at", "kind", "registration", "member", "cause"]
     assert len(lines) == 3
-    assert run("events", "list", "--kind", "x").stderr == "no events\n"
+    assert run("events", "list", "--kind", "GrantForgotten").stderr == "no events\n"
     assert run("events", "list", "--last", "0").exit_code == 2
+
+
+def test_events_are_filtered_by_what_there_is(run: Run, world: World) -> None:
+    """A kind or registration that does not exist is an error, not an empty list."""
+    done = run("events", "list", "--kind", "Foo")
+    assert done.exit_code == 2
+    assert "ReauthenticationNeeded" in done.stderr
+    assert set(KINDS) == {
+        "TokensRenewed",
+        "GrantConnected",
+        "ReauthenticationNeeded",
+        "ConfigurationProblem",
+        "ProviderTrouble",
+        "GrantExpiring",
+        "TamperingDetected",
+        "GrantRevoked",
+        "GrantForgotten",
+    }
+    for words in (["events", "list"], ["grants", "list"]):
+        refused = run(*words, "--registration", "nope")
+        assert refused.exit_code == 1
+        assert "There is no registration 'nope'" in refused.stderr
 
 
 def test_full_shows_the_incident_for_the_providers_support(run: Run, world: World) -> None:
@@ -123,6 +146,7 @@ def checks(done: Result) -> dict[str, list[tuple[str, str, str]]]:
     found: dict[str, list[tuple[str, str, str]]] = {}
     for check in json.loads(done.stdout)["checks"]:
         found.setdefault(check["name"], []).append((check["status"], check["message"], check["fix"]))
+    assert all(len(each) == 1 for each in found.values()), "two checks have one name"
     return found
 
 
@@ -132,7 +156,7 @@ def test_doctor_finds_nothing_wrong(run: Run, world: World) -> None:
     done = run("doctor", "--json")
     found = checks(done)
     assert {status for each in found.values() for status, _, _ in each} == {"ok"}, found
-    assert set(found) >= {"cipher", "settings", "database", "sqlite", "keys", "clock", "registration fake", "pauses"}
+    assert set(found) >= {"cipher", "settings", "database", "sqlite", "keys", "sealed values", "clock", "pauses"}
     assert json.loads(done.stdout)["ok"] is True
     assert done.exit_code == 0
     text = run("doctor")
@@ -157,23 +181,23 @@ def test_doctor_goes_on_after_a_failure(run: Run, world: World, monkeypatch: pyt
         assert status == "fail", name
         assert fix in said
     assert not (world.folder / "new.db").exists()
-    assert not {"clock", "pauses"} & found.keys()
+    assert [found[name] for name in ("sealed values", "clock", "pauses")] == [[("skip", "needs the database", "")]] * 3
     assert "     -> " in run("doctor").stdout
 
 
 @pytest.mark.parametrize(
     ("change", "name", "status", "message"),
     [
-        (('client_secret = "env:FAKE_SECRET"', ""), "registration fake", "fail", "no client_secret"),
-        (("redirect_uri = ", "# "), "registration fake", "warn", "no redirect_uri"),
-        ((REDIRECT, 'redirect_uri = "http://app.example'), "registration fake", "warn", "is not https"),
-        (('redirect_uri = "http://', 'redirect_uri = "'), "registration fake", "fail", "not absolute"),
-        (("authorization_endpoint = ", "# "), "registration fake", "warn", "no authorization_endpoint"),
-        (("token_endpoint = ", "# "), "registration fake", "fail", "no token_endpoint"),
+        (('client_secret = "env:FAKE_SECRET"', ""), "registration fake client_secret", "fail", "no client_secret"),
+        (("redirect_uri = ", "# "), "registration fake redirect_uri", "warn", "no redirect_uri"),
+        ((REDIRECT, 'redirect_uri = "http://app.example'), "registration fake redirect_uri", "warn", "is not https"),
+        (('redirect_uri = "http://', 'redirect_uri = "'), "registration fake redirect_uri", "fail", "not absolute"),
+        (("authorization_endpoint = ", "# "), "registration fake authorization_endpoint", "warn", "no authorization_endpoint"),
+        (("token_endpoint = ", "# "), "registration fake token_endpoint", "fail", "no token_endpoint"),
         ((f"token_{PLAIN}127.0.0.1", f"token_{PLAIN}plain.example"), "registration fake", "fail", "token_endpoint"),
         ((PROVIDER, f"{PROVIDER}\nextends = 'no-such'"), "registration fake", "fail", "no provider 'no-such'"),
         ((REGISTRATION, f"patience = 'x'\n{REGISTRATION}"), "settings", "fail", "patience must be a number"),
-        ((DATABASE, ""), "settings", "fail", "no database is named"),
+        ((DATABASE, ""), "database", "fail", "no database is named"),
         ((DATABASE, 'database_url = "sqlite://"'), "database", "fail", "in memory"),
         ((DATABASE, 'database_url = "postgresql://127.0.0.1:1/x"'), "database", "fail", "cannot be reached"),
     ],
@@ -197,7 +221,10 @@ def test_doctor_warns_of_no_registrations(run: Run, world: World) -> None:
     variables = {"TOKENKEEPER_DATABASE_URL": "sqlite:///tokens.db", "TOKENKEEPER_KEYS": generate_key("k")}
     found = checks(run("doctor", "--json", "--config", "bare.toml", **variables))
     ((status, _, fix),) = found["registrations"]
-    assert (status, fix) == ("warn", "add a table [registrations.NAME]")
+    assert (status, fix) == ("warn", "add a table [registrations.NAME] to bare.toml")
+    (world.folder / "tokenkeeper.toml").unlink()
+    ((status, _, fix),) = checks(run("doctor", "--json", **variables))["registrations"]
+    assert fix == "add a table [registrations.NAME] to tokenkeeper.toml, which `tokenkeeper init` writes"
 
 
 def test_doctor_looks_at_files(run: Run, world: World) -> None:
@@ -205,8 +232,10 @@ def test_doctor_looks_at_files(run: Run, world: World) -> None:
     (world.folder / "tokens.db").chmod(0o644)
     (world.folder / "keys").chmod(0o640)
     found = checks(run("doctor", "--json"))
-    assert found["secrets"] == [("warn", "others may read keys", "chmod 600 keys")]
-    assert any(status == "warn" and "others may read" in message for status, message, _ in found["sqlite"])
+    assert found["secrets in keys"] == [("warn", "others may read keys", "chmod 600 keys")]
+    ((status, message, _),) = found["sqlite file"]
+    assert status == "warn"
+    assert "others may read" in message
 
 
 def test_doctor_looks_at_the_settings_of_a_hosts_own_engine(
@@ -226,9 +255,10 @@ def test_doctor_looks_at_the_settings_of_a_hosts_own_engine(
     )
     monkeypatch.syspath_prepend(str(world.folder))
     found = checks(run("doctor", "--json", "--app", "engine_app:keeper"))
-    assert [status for status, _, _ in found["sqlite"]] == ["warn", "warn"]
-    assert "journal_mode is delete" in found["sqlite"][0][1]
-    assert "synchronous is less than FULL" in found["sqlite"][1][1]
+    (journal,), (synchronous,) = found["sqlite journal_mode"], found["sqlite synchronous"]
+    assert [journal[0], synchronous[0]] == ["warn", "warn"]
+    assert "journal_mode is delete" in journal[1]
+    assert "synchronous is less than FULL" in synchronous[1]
 
 
 def test_doctor_misses_a_key(run: Run, world: World) -> None:
@@ -236,9 +266,48 @@ def test_doctor_misses_a_key(run: Run, world: World) -> None:
     world.connect("ann")
     (world.folder / "keys").write_text(generate_key("k2"))
     found = checks(run("doctor", "--json"))
-    (_, (status, message, fix)) = found["keys"]
+    ((status, message, fix),) = found["sealed values 1"]
     assert (status, message) == ("fail", "2 sealed values need the key k1, which is not here")
     assert "add k1 back" in fix
+    assert found["keys"][0][0] == "ok"
+
+
+def test_doctor_finds_another_key_under_the_same_id(run: Run, world: World) -> None:
+    """A key that was replaced by another of the same id opens nothing: said before a member meets it."""
+    world.connect("ann")
+    (world.folder / "keys").write_text(generate_key("k1"))
+    done = run("doctor", "--json")
+    ((status, message, fix),) = checks(done)["sealed values 1"]
+    assert done.exit_code == 1
+    assert (status, message) == ("fail", "another key stands under the id k1: 2 sealed values do not open with it")
+    assert fix.startswith("put the original in its place")
+    world.connect("bob")
+    found = checks(run("doctor", "--json"))
+    assert found["sealed values"] == [("ok", "4 in all; one of each of 1 keys was opened", "")]
+    assert sum(name.startswith("sealed values ") for name in found) == 1, "those that the new key sealed do open"
+
+
+def test_doctor_opens_a_value_that_was_changed(run: Run, world: World) -> None:
+    """A sealed value that does not open with its own key names its row, and the way out."""
+    world.connect("ann")
+    with load().keeper() as keeper, keeper.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE tokenkeeper_grant SET access_token = refresh_token")
+    ((status, message, fix),) = checks(run("doctor", "--json"))["sealed values 1"]
+    assert status == "fail"
+    assert message.endswith("It is that of 'ann' at 'fake', access_token.")
+    assert "restore the row" in fix
+
+
+def test_doctor_without_keys_fails_the_keys_only(run: Run, world: World) -> None:
+    """One missing key is one failure; what cannot be looked at without it is skipped, and says why."""
+    world.connect("ann")
+    (world.folder / "keys").unlink()
+    done = run("doctor", "--json")
+    found = checks(done)
+    assert [name for name, ((status, _, _),) in found.items() if status == "fail"] == ["keys"]
+    skipped = {name: message for name, ((status, message, _),) in found.items() if status == "skip"}
+    assert skipped == dict.fromkeys(["sealed values", "clock", "pauses"], "needs the keys")
+    assert run("doctor").stdout.endswith("1 failed, 0 with a warning, 3 skipped\n")
 
 
 def test_doctor_shows_an_open_pause(run: Run, world: World) -> None:
@@ -246,7 +315,7 @@ def test_doctor_shows_an_open_pause(run: Run, world: World) -> None:
     world.connect("ann")
     world.provider.change_secret("another")
     assert run("grants", "refresh", "fake", "ann").exit_code == 1
-    ((status, message, fix),) = checks(run("doctor", "--json"))["pauses"]
+    ((status, message, fix),) = checks(run("doctor", "--json"))["pause of fake"]
     assert status == "fail"
     assert message.startswith("fake is paused since 20")
     assert fix

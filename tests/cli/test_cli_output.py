@@ -15,6 +15,7 @@ import pytest
 from tokenkeeper.cli import output
 from tokenkeeper.cli.output import Output, as_json, clean, described, shown
 from tokenkeeper.errors import (
+    AccountBlocked,
     ConfigurationError,
     NotConnected,
     ReauthenticationRequired,
@@ -31,6 +32,7 @@ MOMENT = datetime(2026, 11, 22, 12, 0, 5, tzinfo=timezone(timedelta(hours=1)))
     ("value", "text"),
     [
         (None, "-"), ("", "-"), ((), "-"), ([], "-"), (True, "yes"), (False, "no"), (0, "0"), (1.5, "1.5"),
+        (40.0, "40"), (9.600000000000001, "9.6"),
         (MOMENT, "2026-11-22T11:00:05Z"), (["a", None, "b"], "a - b"), (("a", MOMENT), "a 2026-11-22T11:00:05Z"),
         ("ann", "ann"), ("änn", "änn"), ("a\nb", "a\\nb"), ("\x1b[2J", "\\x1b[2J"), ("\u202eevil", "\\u202eevil"),
         ("\udc80", "\\udc80"),
@@ -142,6 +144,40 @@ def test_an_error_says_what_whose_turn_and_what_to_do(
     assert data["turn"] == turn
     assert fix in data["fix"]
     assert data["type"] == type(error).__name__
+
+
+FIX = "Set X (see `y`)."
+MEMBERS = "It is the member's turn: send them to begin_authorization('linkedin', 'a@b.c'); the grant's row is kept."
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (ConfigurationError(f"Refused: no. It is the operator's turn: {FIX}", fix=FIX), "Refused: no."),
+        (ConfigurationError(f"Refused. It is the operator's turn. {FIX} Nothing was changed.", fix=FIX),
+         "Refused. Nothing was changed."),
+        (ConfigurationError("Refused. It is the operator's turn.", fix=FIX), "Refused."),
+        (ConfigurationError(f"Kept; it is the operator's turn, not the member's. It is the operator's turn: {FIX}", fix=FIX),
+         "Kept."),
+        (ReauthenticationRequired(f"'ann' must connect again (revoked). It says so. {MEMBERS}"),
+         "'ann' must connect again (revoked). It says so."),
+        (AccountBlocked("It is closed. It is the member's turn, at the provider."), "It is closed."),
+        (TemporarilyUnavailable("None (a). It is nobody's turn, and the grant is kept. Try again in 5 s.", retry_after=5.0),
+         "None (a). The grant is kept. Try again in 5 s."),
+        (TemporarilyUnavailable("Away. It is nobody's turn: try again; no grant has changed."),
+         "Away. No grant has changed."),
+        (RenewalInProgress("Busy. It is nobody's turn: try again."), "Busy."),
+        (TemporarilyUnavailable("Mute. It is nobody's turn; the code is used up: let the member begin again."),
+         "Mute. The code is used up: let the member begin again."),
+        (ConfigurationError("as it says", fix="do this"), "as it says"),
+    ],
+)  # fmt: skip
+def test_whose_turn_it_is_is_said_once(error: TokenKeeperError, left: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Turn and fix have lines of their own, so the message repeats neither, and does not end in the middle."""
+    Output(json=False).error(error)
+    first, turn, *_ = capsys.readouterr().err.splitlines()
+    assert first == f"error: {left}"
+    assert turn.startswith("turn:  ")
 
 
 def test_an_errors_response_is_not_described() -> None:

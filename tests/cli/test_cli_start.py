@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -40,12 +41,14 @@ def test_init_writes_settings_that_load(run: Run, folder: Path) -> None:
 
 def test_init_for_another_provider_and_file(run: Run, folder: Path) -> None:
     """--provider and --output name another registration and file; without --key, the key is a next step."""
-    done = run("init", "--provider", "my-corp", "--output", "other.toml", "--json")
+    (folder / "my corp.toml").write_text('title = "Mine"\nsource = "us"\n')
+    done = run("init", "--provider", "my corp.toml", "--output", "other.toml", "--json")
     result = json.loads(done.stdout)
     assert result["file"] == "other.toml"
     assert result["key_file"] is None
     assert result["next"][0] == "tokenkeeper keys generate --output tokenkeeper.keys"
     assert not (folder / "tokenkeeper.keys").exists()
+    assert load("other.toml", {}).registrations["my-corp"].provider == Path("my corp.toml")
     (_, place) = load("other.toml", {}).registrations["my-corp"].references
     assert place.target == "MY_CORP_CLIENT_SECRET"
 
@@ -62,6 +65,29 @@ def test_init_leaves_an_existing_file_alone(run: Run, folder: Path) -> None:
 def test_init_refuses_a_provider_that_is_no_name(run: Run) -> None:
     """A provider's name becomes a table's name: what would break the file is wrong usage."""
     assert run("init", "--provider", 'x"]').exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("linkedn", "Did you mean linkedin?"), ("./gone.toml", "gone.toml: cannot be read")]
+)
+def test_init_refuses_a_provider_that_is_not_known(run: Run, folder: Path, name: str, said: str) -> None:
+    """Settings with a slip in the provider's name would fail at the first command: nothing is written."""
+    done = run("init", "--provider", name)
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert not list(folder.iterdir())
+
+
+def test_keys_without_an_id_are_told_apart(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default id has the day and two random characters: two keys of a day do not get one id."""
+    ids = {json.loads(run("keys", "generate", "--json").stdout)["id"] for _ in range(20)}
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d-[a-z]\d", each) for each in ids)
+    assert len(ids) > 1
+    drawn = iter("a1a1b2")
+    monkeypatch.setattr("tokenkeeper.cli.keys.secrets.choice", lambda letters: next(drawn))
+    first, second = (run("keys", "generate", "--output", "keys", "--json").stdout for _ in range(2))
+    assert json.loads(first)["id"].endswith("-a1")
+    assert json.loads(second)["id"].endswith("-b2"), "an id that the file holds is drawn anew"
 
 
 def test_a_key_is_printed_for_the_environment(run: Run) -> None:

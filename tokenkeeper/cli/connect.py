@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, urlsplit
 import click
 from rich.text import Text
 
+from tokenkeeper.cli.output import without_fix
 from tokenkeeper.cli.session import Command, Session, keeper_options, pass_session
 from tokenkeeper.errors import ConfigurationError, TemporarilyUnavailable, TokenKeeperError
 from tokenkeeper.model import Connection
@@ -100,6 +101,7 @@ def connect(
                 registration=registration,
                 member=member,
                 cause="no_callback",
+                fix="run it again and open the URL in time (--timeout)",
             ) from None
         connection = _finish(keeper, callback, f"{address.scheme}://{address.netloc}", member)
     grant = connection.grant
@@ -120,7 +122,7 @@ def _finish(keeper: TokenKeeper, callback: Callback, origin: str, member: str) -
         connection = keeper.finish_authorization(f"{origin}{callback.target}", member=member)
         problem = None
     except TokenKeeperError as error:
-        problem = str(error)
+        problem = f"{without_fix(error)} See the terminal."
         raise
     finally:
         callback.outcome.set_result(problem)

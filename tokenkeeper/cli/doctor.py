@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,25 +24,30 @@ from rich.text import Text
 from tokenkeeper import config
 from tokenkeeper.cli.output import Output, clean, fix_of, shown, styled, without_fix
 from tokenkeeper.cli.session import Command, Session, keeper_options, pass_session
-from tokenkeeper.errors import TokenKeeperError
+from tokenkeeper.crypto import key_id_of
+from tokenkeeper.errors import KeyUnavailable, SecretTampered, TokenKeeperError
 from tokenkeeper.model import Registration, to_datetime
 from tokenkeeper.providers import resolve
+from tokenkeeper.store.sealed import context as sealed_context
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from tokenkeeper.core.effects import StoredGrant
     from tokenkeeper.core.profile import Profile
     from tokenkeeper.keeper import TokenKeeper
 
 LARGE_OFFSET = 5.0
 """Seconds between this machine's clock and the database's that are worth a warning."""
+KEY_CHECK = 4
+"""Bytes that tell a sealed value's key from another one under the same id; they follow the id (see ``crypto``)."""
 SYNCHRONOUS_FULL = 2
 """SQLite's number for ``PRAGMA synchronous=FULL``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a check found: ``ok``, ``warn`` or ``fail``, and what to do about it."""
+    """What a check found: ``ok``, ``warn``, ``fail`` or ``skip``, and what to do about it. No two have one name."""
 
     name: str
     status: str
@@ -59,8 +65,8 @@ Checks = Iterator[Check]
 def doctor(ctx: click.Context, session: Session) -> None:
     """Check that everything is in place.
 
-    Settings, keys, database, clocks, registrations and their pauses: each line says ok, warn or fail, and what to do.
-    Exit status 1 if anything failed.
+    Settings, keys, database, clocks, registrations and their pauses: each line says ok, warn, fail or skip, and what to
+    do. Of each key, one sealed value is opened. Exit status 1 if anything failed.
     """
     checks = []
     for check in _checks(ctx, session):
@@ -69,7 +75,8 @@ def doctor(ctx: click.Context, session: Session) -> None:
             _print(session.out, check)
     failed = sum(check.status == "fail" for check in checks)
     warned = sum(check.status == "warn" for check in checks)
-    summary = f"{len(checks)} checks, {failed} failed, {warned} with a warning"
+    skipped = sum(check.status == "skip" for check in checks)
+    summary = f"{len(checks)} checks, {failed} failed, {warned} with a warning" + f", {skipped} skipped" * bool(skipped)
     session.out.result({"ok": not failed, "checks": [asdict(check) for check in checks]}, [summary])
     ctx.exit(1 if failed else 0)
 
@@ -94,17 +101,21 @@ def _checks(ctx: click.Context, session: Session) -> Checks:
             yield Check("settings", "ok", f"read from {settings.source}")
             keeper = yield from _keeper_of(ctx, session, settings)
     except TokenKeeperError as error:
-        yield _failed("settings", error)
+        yield _failed("settings" if settings is None else "database", error)
         return
     database = list(_guarded("database", lambda: _database(keeper)))
     yield from database
     usable = all(check.status != "fail" for check in database)
-    yield from _guarded("keys", lambda: _keys(keeper, settings, count=usable))
+    keys = list(_guarded("keys", lambda: _keyring(keeper, settings)))
+    yield from keys
+    with_keys = all(check.status != "fail" for check in keys)
     for one in keeper.registrations.values():
         yield from _guarded(f"registration {one.name}", partial(_registration, keeper, one))
-    if usable:
-        yield from _guarded("clock", lambda: _clock(keeper))
-        yield from _guarded("pauses", lambda: _pauses(keeper))
+    for name, check in (("sealed values", _sealed_values), ("clock", _clock), ("pauses", _pauses)):
+        if usable and with_keys:
+            yield from _guarded(name, partial(check, keeper))
+        else:
+            yield Check(name, "skip", "needs the database" if not usable else "needs the keys")
 
 
 def _guarded(name: str, check: Callable[[], Checks]) -> Checks:
@@ -146,7 +157,11 @@ def _keeper_of(ctx: click.Context, session: Session, settings: config.Settings) 
         except TokenKeeperError as error:
             yield _failed(f"registration {one.name}", error)
     if not settings.registrations:
-        yield Check("registrations", "warn", f"{settings.source} has none", "add a table [registrations.NAME]")
+        file = settings.path or config.FILE_NAME
+        fix = f"add a table [registrations.NAME] to {file}" + (
+            "" if settings.path else ", which `tokenkeeper init` writes"
+        )
+        yield Check("registrations", "warn", f"{settings.source} has none", fix)
     try:
         keyring = settings.keyring()
     except TokenKeeperError:
@@ -161,24 +176,66 @@ def _secret_files(settings: config.Settings) -> Checks:
         places.append(settings.database_url)
     for file in dict.fromkeys(Path(place.target) for place in places if place.kind == "file"):
         if file.exists() and _open_to_others(file):
-            yield Check("secrets", "warn", f"others may read {file}", f"chmod 600 {file}")
+            yield Check(f"secrets in {file}", "warn", f"others may read {file}", f"chmod 600 {file}")
 
 
 def _open_to_others(file: Path) -> bool:
     return sys.platform != "win32" and bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
 
 
-def _keys(keeper: TokenKeeper, settings: config.Settings | None, *, count: bool) -> Checks:
+def _keyring(keeper: TokenKeeper, settings: config.Settings | None) -> Checks:
     ring = (settings.keyring() if settings else None) or keeper.keyring
     yield Check("keys", "ok", f"{ring.primary} seals, {len(ring.key_ids)} open")
-    usage = keeper.key_usage() if count else {}
-    for name in sorted(usage.keys() - set(ring.key_ids)):
-        yield Check(
-            "keys",
+
+
+def _sealed_values(keeper: TokenKeeper) -> Checks:
+    """Open one value of each key that has sealed any: two keys under one id differ in what stands before the value."""
+    found: dict[bytes, tuple[StoredGrant, str]] = {}
+    count: Counter[bytes] = Counter()
+    for grant in keeper._room.store.grants(registration=None, member=None, status=None):
+        for column, sealed in (
+            ("access_token", grant.sealed_access_token),
+            ("refresh_token", grant.sealed_refresh_token),
+        ):
+            if sealed is not None:
+                head = sealed[: 2 + len(key_id_of(sealed) or "") + KEY_CHECK]
+                found.setdefault(head, (grant, column))
+                count[head] += 1
+    opened = 0
+    for number, (head, (grant, column)) in enumerate(sorted(found.items(), key=lambda one: one[0]), 1):
+        check = _opened(keeper, grant, column, count[head], f"sealed values {number}")
+        opened += check is None
+        if check is not None:
+            yield check
+    if opened or not found:
+        yield Check("sealed values", "ok", f"{sum(count.values())} in all; one of each of {opened} keys was opened")
+
+
+def _opened(keeper: TokenKeeper, grant: StoredGrant, column: str, amount: int, name: str) -> Check | None:
+    """Open one sealed value; None if that went well. What is opened is kept nowhere."""
+    sealed = grant.sealed_access_token if column == "access_token" else grant.sealed_refresh_token
+    assert sealed is not None
+    key_id = clean(key_id_of(sealed) or "?")
+    try:
+        keeper.keyring.open(sealed, sealed_context(column, grant.id, grant.key, grant.generation))
+    except KeyUnavailable:
+        if key_id in keeper.keyring.key_ids:
+            return Check(
+                name,
+                "fail",
+                f"another key stands under the id {key_id}: {amount} sealed values do not open with it",
+                "put the original in its place, and give the other an id of its own",
+            )
+        return Check(
+            name,
             "fail",
-            f"{usage[name]} sealed values need the key {name}, which is not here",
-            f"add {name} back to the keys, after the first one",
+            f"{amount} sealed values need the key {key_id}, which is not here",
+            f"add {key_id} back to the keys, after the first one",
         )
+    except SecretTampered as error:
+        where = f"{grant.key.member!r} at {grant.key.registration!r}, {column}"
+        return Check(name, "fail", f"{without_fix(error)} It is that of {where}.", error.fix)
+    return None
 
 
 def _database(keeper: TokenKeeper) -> Checks:
@@ -215,20 +272,20 @@ def _database(keeper: TokenKeeper) -> Checks:
 def _sqlite(engine: Engine, file: Path) -> Checks:
     """The settings of the keeper's own connections: an Engine that the host made keeps those of the host."""
     if _open_to_others(file):
-        yield Check("sqlite", "warn", f"others may read {file}", f"chmod 600 {file}")
+        yield Check("sqlite file", "warn", f"others may read {file}", f"chmod 600 {file}")
     with engine.connect() as connection:
         journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
         synchronous = int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
     if journal != "wal":
         yield Check(
-            "sqlite",
+            "sqlite journal_mode",
             "warn",
             f"journal_mode is {journal}: readers and writers wait for one another",
             "let tokenkeeper open the database by its URL, or run PRAGMA journal_mode=WAL",
         )
     if synchronous < SYNCHRONOUS_FULL:
         yield Check(
-            "sqlite",
+            "sqlite synchronous",
             "warn",
             "synchronous is less than FULL: a power cut may lose a refresh token that was just rotated",
             "let tokenkeeper open the database by its URL, or run PRAGMA synchronous=FULL on each connection",
@@ -257,7 +314,7 @@ def _registration(keeper: TokenKeeper, registration: Registration) -> Checks:
     if profile.client_authentication.startswith("client_secret") and not registration.client_secret:
         findings.append(
             Check(
-                name,
+                f"{name} client_secret",
                 "fail",
                 f"no client_secret, but {profile.name} wants {profile.client_authentication}",
                 'add client_secret = "env:NAME" (client_authentication = "none" for a public client)',
@@ -268,10 +325,12 @@ def _registration(keeper: TokenKeeper, registration: Registration) -> Checks:
 
 def _endpoints(name: str, profile: Profile) -> Checks:
     if not profile.token_endpoint:
-        yield Check(name, "fail", f"{profile.name} has no token_endpoint", "name it in the provider's table")
+        yield Check(
+            f"{name} token_endpoint", "fail", f"{profile.name} has no token_endpoint", "name it in the provider's table"
+        )
     if not profile.authorization_endpoint:
         yield Check(
-            name,
+            f"{name} authorization_endpoint",
             "warn",
             f"{profile.name} has no authorization_endpoint: members cannot connect",
             "name it in the provider's table",
@@ -279,7 +338,7 @@ def _endpoints(name: str, profile: Profile) -> Checks:
 
 
 def _redirect_uri(name: str, registration: Registration) -> Checks:
-    uri = registration.redirect_uri
+    uri, name = registration.redirect_uri, f"{name} redirect_uri"
     if not uri:
         yield Check(
             name, "warn", "no redirect_uri: members cannot connect", "add the one that is registered at the provider"
@@ -306,7 +365,7 @@ def _pauses(keeper: TokenKeeper) -> Checks:
     pauses = list(keeper.pauses())
     for pause in pauses:
         yield Check(
-            "pauses",
+            f"pause of {pause.registration}",
             "fail",
             f"{pause.registration} is paused since {shown(to_datetime(pause.paused_at))}: {pause.cause}",
             pause.fix,

@@ -10,9 +10,15 @@ from typing import Any
 
 import click
 
+from tokenkeeper import events as news
 from tokenkeeper.cli.output import Output, clean, shown
 from tokenkeeper.cli.session import Group, Session, keeper_options, pass_session
 
+KINDS = sorted(
+    name
+    for name, kind in vars(news).items()
+    if isinstance(kind, type) and issubclass(kind, news.Event) and kind not in (news.Event, news.GrantEvent)
+)
 COLUMNS = ["at", "kind", "registration", "member", "cause"]
 
 
@@ -22,7 +28,7 @@ def events() -> None:
 
 
 @events.command("list")
-@click.option("--kind", metavar="KIND", help="Only such events, as in ReauthenticationNeeded or ProviderTrouble.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only such events.")
 @click.option("--registration", metavar="NAME", help="Only this registration's.")
 @click.option("--member", metavar="ID", help="Only this member's.")
 @click.option("--last", type=click.IntRange(1, 100_000), metavar="N", help="Only the newest N.")
@@ -47,6 +53,8 @@ def list_(
     --json and --full show the incidents to hand to a provider's support.
     """
     keeper = session.keeper(ctx, offline=True)
+    if registration is not None:
+        keeper.profile(registration)  # refuses a name that is no registration
     found = keeper.events(kind=kind, registration=registration, member=member, newest_first=last is not None)
     rows: Iterable[Mapping[str, Any]] = found if last is None else reversed(list(islice(found, last)))
     if full and not session.json:

@@ -13,12 +13,14 @@ from tokenkeeper import providers
 from tokenkeeper.cli import curl
 from tokenkeeper.cli.output import clean, styled, whose
 from tokenkeeper.cli.session import Command, Session, interactive, json_option, pass_session
-from tokenkeeper.core.diagnosis import Explanation
+from tokenkeeper.core.diagnosis import Explanation, NearMiss
 from tokenkeeper.errors import InvalidInput
 from tokenkeeper.model import Surface
 
 LONGEST = 4 << 20
 """Bytes that are read; what decides stands at the beginning."""
+MOST_STATUSES = 6
+"""Statuses that are named of a rule that nearly decided."""
 
 
 @click.command(cls=Command)
@@ -44,6 +46,7 @@ def explain(session: Session, *, file: str, provider: str, surface: str) -> None
     and by which rule. As in: curl -si -H "Authorization: Bearer ..." https://api.linkedin.com/v2/userinfo |
     tokenkeeper explain --provider linkedin
     """
+    profile = providers.load_profile(provider)  # unlike diagnose(), the command refuses a name that is not known
     if file == "-" and interactive():
         session.out.say("Paste the answer (status line, headers, body), then press Ctrl-D.")
     with click.open_file(file, "rb") as stream:
@@ -54,9 +57,6 @@ def explain(session: Session, *, file: str, provider: str, surface: str) -> None
             cause="no_answer",
             fix="use `curl -si`, which prints the status line and the headers before the body",
         )
-    profile = providers.profile_for(provider)
-    if profile.name == providers.GENERIC != provider:
-        session.out.say(Text(f"There is no profile {clean(provider)!r}: the generic rules decide.", style="yellow"))
     found = providers.explain(
         answer.status, answer.headers, answer.body, provider=provider, surface=surface, now=datetime.now(UTC)
     )
@@ -90,7 +90,7 @@ def _lines(status: int, profile: str, found: Explanation) -> Iterator[Text]:
     diagnosis, rule = found.diagnosis, found.rule
     yield Text.assemble("answer   ", (f"{status}", "bold"), f", read by the profile {profile}")
     yield Text.assemble("verdict  ", (diagnosis.verdict, "bold"))
-    yield Text.assemble("turn     ", styled(diagnosis.turn), f", which is {whose(diagnosis.turn)}")
+    yield Text.assemble("turn     ", (whose(diagnosis.turn), styled(diagnosis.turn).style))
     yield Text(f"remedy   {diagnosis.remedy}")
     yield Text(f"message  {clean(diagnosis.message)}")
     yield Text(f"fix      {clean(diagnosis.fix)}")
@@ -102,6 +102,18 @@ def _lines(status: int, profile: str, found: Explanation) -> Iterator[Text]:
     yield Text(f"rule     {diagnosis.rule}{place}")
     yield Text(f"source   {rule.source}")
     for miss in found.near:
+        wants = _wants(miss)
         yield Text(
-            f"not      {miss.rule.name}: {clean('; '.join(miss.failed)) or 'an earlier rule decided'}", style="dim"
+            f"not      {miss.rule.name}: {f'it wants {wants}' if wants else 'an earlier rule decided'}",
+            style="dim",
         )
+
+
+def _wants(miss: NearMiss) -> str:
+    """What a rule that nearly decided wants of the answer beside what it has."""
+    statuses = sorted(miss.rule.statuses)
+    shown = " or ".join(map(str, statuses[:MOST_STATUSES])) + " ..." * (len(statuses) > MOST_STATUSES)
+    return "; ".join(
+        f"status {shown}" if failed.startswith("status is ") else clean(failed.replace(" says ", " to say ", 1))
+        for failed in miss.failed
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -11,7 +12,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from tokenkeeper.cli.output import shown
 from tokenkeeper.cli.session import Group, Session, interactive, keeper_options, pass_session
+from tokenkeeper.core.redaction import looks_secret
 from tokenkeeper.errors import InvalidInput, NotConnected
 from tokenkeeper.model import Grant, GrantStatus, Secret, Unshown
 
@@ -27,8 +30,15 @@ _FIELDS = {
     "access_token": (str,),
     "refresh_token": (str, type(None)),
     "expires_at": (str, int, float, type(None)),
+    "expires_in": (int, float, type(None)),
+    "issued_at": (int, float, type(None)),
     "scope": (str, type(None)),
+    "token_type": (str, type(None)),
 }
+_NAME = re.compile(r"[A-Za-z_]{1,40}")
+"""What may be repeated of a line: a field's name, if it looks like one."""
+_NO_TIME = 253402300800
+"""Seconds since 1970 at the end of the year 9999."""
 
 
 class BadLine(Exception):
@@ -121,17 +131,27 @@ def import_(ctx: click.Context, session: Session, *, file: IO[str], registration
     """Import grants from JSON Lines.
 
     FILE (default: standard input) has one JSON object a line, with the members member, access_token, and where known
-    refresh_token, expires_at (seconds since 1970, or ISO 8601) and scope. Lines that cannot be used are reported by
-    their number, and the others imported; exit status 1 if there was one.
+    refresh_token, expires_at (seconds since 1970, or ISO 8601) and scope. A token endpoint's answer may stand there as
+    it came: token_type is passed over, and expires_in counts from issued_at (seconds since 1970), which must be there,
+    too. Lines that cannot be used are reported by their number, and the others imported; exit status 1 if there was
+    one. A grant that has expired and has no refresh token is imported with a warning.
     """
     keeper = session.keeper(ctx, offline=True)
     name = registration or _only_registration(ctx, keeper)
-    count: Counter[str] = Counter(imported=0, replaced=0, skipped=0, bad=0)
+    keeper.profile(name)  # an unknown name is refused before anything is read
+    count: Counter[str] = Counter(imported=0, replaced=0, skipped=0, bad=0, expired=0)
     for number, line in enumerate(_lines(file), 1):
         if not line.reveal().strip():
             continue
         try:
-            count[_import_line(keeper, name, line, replace=replace)] += 1
+            what, grant = _import_line(keeper, name, line, replace=replace)
+            count[what] += 1
+            if grant is not None and _is_over(grant):
+                count["expired"] += 1
+                warning = (
+                    f"expired at {shown(grant.access_expires_at)}, without a refresh token: the member must connect"
+                )
+                session.out.complain({"line": number, "warning": warning}, f"line {number}: warning: {warning}")
         except (BadLine, InvalidInput) as error:
             count["bad"] += 1
             session.out.complain({"line": number, "error": str(error)}, f"line {number}: {error}")
@@ -160,14 +180,18 @@ def _lines(file: IO[str]) -> Iterator[Secret]:
             line = file.readline(LONGEST_LINE + 1)
 
 
-def _import_line(keeper: TokenKeeper, registration: str, line: Secret, *, replace: bool) -> str:
+def _import_line(keeper: TokenKeeper, registration: str, line: Secret, *, replace: bool) -> tuple[str, Grant | None]:
     fields = Unshown(_fields(line.reveal()))
     member = fields.value.pop("member")
     exists = _exists(keeper, registration, member)
     if exists and not replace:
-        return "skipped"
-    keeper.save_tokens(registration, member, fields.value)
-    return "replaced" if exists else "imported"
+        return "skipped", None
+    return "replaced" if exists else "imported", keeper.save_tokens(registration, member, fields.value)
+
+
+def _is_over(grant: Grant) -> bool:
+    end = grant.access_expires_at
+    return not grant.has_refresh_token and end is not None and end <= datetime.now(UTC)
 
 
 def _exists(keeper: TokenKeeper, registration: str, member: str | int) -> bool:
@@ -188,15 +212,32 @@ def _fields(line: str) -> dict[str, Any]:
         raise BadLine("not JSON") from None
     if not isinstance(fields, Mapping):
         raise BadLine("not a JSON object")
-    if fields.keys() - _FIELDS.keys():
-        raise BadLine(f"has members that are not known; known are {', '.join(_FIELDS)}")
+    if unknown := fields.keys() - _FIELDS.keys():
+        names = sorted(name for name in unknown if _NAME.fullmatch(name) and not looks_secret(name))[:5]
+        more = ["others"] if len(names) < len(unknown) else []
+        raise BadLine(f"unknown fields: {', '.join(names + more)}; known are {', '.join(_FIELDS)}")
     for name, kinds in _FIELDS.items():
         value = fields.get(name)
         if (name not in fields and type(None) not in kinds) or isinstance(value, bool) or not isinstance(value, kinds):
             raise BadLine(f"{name} is missing or of the wrong type")
-    return {
-        name: _epoch(value) if name == "expires_at" else value for name, value in fields.items() if value is not None
-    }
+    moment = _expiry(fields)
+    known = ("member", "access_token", "refresh_token", "scope")
+    usable = {name: fields[name] for name in known if fields.get(name) is not None}
+    return usable if moment is None else {**usable, "expires_at": moment}
+
+
+def _expiry(fields: Mapping[str, Any]) -> float | None:
+    """Return when the access token ends, in seconds since 1970. ``expires_at`` wins, as in ``save_tokens``."""
+    if fields.get("expires_at") is not None:
+        return _epoch(fields["expires_at"])
+    seconds, issued_at = fields.get("expires_in"), fields.get("issued_at")
+    if seconds is None:
+        return None
+    if issued_at is None:
+        raise BadLine("expires_in says nothing without issued_at (seconds since 1970): add it, or expires_at instead")
+    if not (0 <= seconds < _NO_TIME and 0 <= issued_at < _NO_TIME):
+        raise BadLine("expires_in or issued_at is no number of seconds that can be used")
+    return float(issued_at + seconds)
 
 
 def _epoch(expires_at: str | float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tokenkeeper.cli.keys import KEY_FILE, write_key
 from tokenkeeper.cli.session import Command, Session, json_option, pass_session
 from tokenkeeper.config import FILE_NAME
 from tokenkeeper.errors import ConfigurationError
+from tokenkeeper.providers import load_profile
 
 TEMPLATE = """\
 # tokenkeeper's settings. No secret stands in this file: a secret is "env:NAME" or "file:PATH" (relative to this
@@ -32,12 +35,12 @@ keys = "file:tokenkeeper.keys"
 # cache_size = 10000
 
 # One table for each registration of your application at a provider; `tokenkeeper providers list` names those known.
-[registrations.{provider}]
+[registrations.{name}]
 client_id = "env:{variable}_CLIENT_ID"            # no secret: it may stand here as it is
 client_secret = "env:{variable}_CLIENT_SECRET"    # a list while a new one is being rolled out
 redirect_uri = "http://127.0.0.1:8400/callback"   # register it there, too; `tokenkeeper connect` listens on it
 scopes = [{scopes}]
-# provider = "{provider}"            # if the registration has another name
+{provider_line}
 # parameters = {{ tenant = "…" }}   # what the provider's profile asks for: a tenant, shop or region
 
 # A provider that is not known, or a stand-in for one. Endpoints are never inherited.
@@ -52,7 +55,10 @@ scopes = [{scopes}]
 @click.command(cls=Command)
 @click.option("--output", default=FILE_NAME, metavar="FILE", help=f"Where to write them (default: {FILE_NAME}).")
 @click.option(
-    "--provider", default="linkedin", metavar="NAME", help="The first registration's provider (default: linkedin)."
+    "--provider",
+    default="linkedin",
+    metavar="NAME",
+    help="The first registration's provider: a name of `providers list`, or a profile's path (default: linkedin).",
 )
 @click.option("--key", is_flag=True, help=f"Write a new key to {KEY_FILE} beside them, too, unless the file exists.")
 @json_option
@@ -62,14 +68,20 @@ def init(session: Session, *, output: str, provider: str, key: bool) -> None:
 
     Says the next steps. An existing file is left alone.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", provider):
-        raise click.BadParameter("letters, digits, '-' and '_' only", param_hint="--provider")
+    own_file = provider.endswith(".toml")
+    if not own_file and not re.fullmatch(r"[A-Za-z0-9_-]+", provider):
+        raise click.BadParameter("letters, digits, '-' and '_' only, or the path of a .toml", param_hint="--provider")
+    load_profile(provider)  # refuses what is neither in the catalogue nor a profile
     file = Path(output)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(provider).stem) if own_file else provider
+    provider_line = f'# provider = "{name}"            # if the registration has another name'
+    if own_file:
+        provider_line = f"provider = {json.dumps(os.path.relpath(provider, file.parent))}"
     scopes = '"openid", "profile"' if provider == "linkedin" else ""
-    variable = "".join(char if char.isalnum() else "_" for char in provider).upper()
+    variable = "".join(char if char.isalnum() else "_" for char in name).upper()
     try:
         with file.open("x", encoding="utf-8") as stream:
-            stream.write(TEMPLATE.format(provider=provider, variable=variable, scopes=scopes))
+            stream.write(TEMPLATE.format(name=name, provider_line=provider_line, variable=variable, scopes=scopes))
     except OSError as error:
         raise ConfigurationError(
             f"{file} was not written: {error.strerror}", cause="settings", fix="name another file with --output"
@@ -83,7 +95,7 @@ def init(session: Session, *, output: str, provider: str, key: bool) -> None:
         f"export {variable}_CLIENT_ID=... {variable}_CLIENT_SECRET=...",
         "tokenkeeper db upgrade",
         "tokenkeeper doctor",
-        f"tokenkeeper connect {provider} MEMBER",
+        f"tokenkeeper connect {name} MEMBER",
     ]
     lines = [
         f"{file} is written." + (f" {key_file} holds a new key: keep it out of version control." if written else "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import string
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +29,8 @@ def keys() -> None:
 @json_option
 @pass_session
 def generate(session: Session, *, key_id: str | None, output: str | None) -> None:
-    """Make a new key. ID is at most 32 letters, digits, '.', '_' or '-'; without it, the month, as in 2026-11.
+    """Make a new key. ID is at most 32 letters, digits, '.', '_' or '-'; without it, the day and two random
+    characters, as in 2026-11-22-k7.
 
     Rotation: add the new key second on every worker, then move it first. The first key seals, all open.
     """
@@ -71,8 +74,9 @@ def list_(ctx: click.Context, session: Session) -> None:
 
 
 def default_id() -> str:
-    """Return the id of a key that is given none: the month."""
-    return f"{datetime.now(UTC):%Y-%m}"
+    """Return the id of a key that is given none: the day, and two random characters, so that two keys are told apart."""
+    letter, digit = secrets.choice(string.ascii_lowercase), secrets.choice(string.digits)
+    return f"{datetime.now(UTC):%Y-%m-%d}-{letter}{digit}"
 
 
 def write_key(file: Path, key_id: str | None) -> tuple[str, bool]:
@@ -80,11 +84,11 @@ def write_key(file: Path, key_id: str | None) -> tuple[str, bool]:
 
     Raises ConfigurationError if the file cannot be written or holds a key of that id.
     """
-    name = key_id or default_id()
     try:
         with open(file, "a+", encoding="utf-8", opener=_private) as stream:
             stream.seek(0)
             ids = [entry.partition(":")[0] for entry in stream.read().replace(",", " ").split()]
+            name = key_id or next(drawn for drawn in iter(default_id, "") if drawn not in ids)
             if name not in ids:
                 stream.write("\n" * bool(ids) + f"{generate_key(name)}\n")
                 return name, not ids

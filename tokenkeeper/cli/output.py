@@ -7,6 +7,7 @@ control characters escaped: it must not move a terminal's cursor.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ PAGE = 100
 """Rows that are laid out together, so that a long list needs no more memory than a page."""
 
 _STYLES = {
-    "ok": "green", "warn": "yellow", "fail": "bold red",
+    "ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim",
     Turn.US: "cyan", Turn.MEMBER: "magenta", Turn.OPERATOR: "bold red", Turn.NOBODY: "blue",
 }  # fmt: skip
 _WHOSE = {
@@ -34,6 +35,13 @@ _WHOSE = {
     Turn.OPERATOR: "the operator's",
     Turn.NOBODY: "nobody's (it passes by itself)",
 }
+
+_FOR_MEMBERS = re.compile(r"(?i);? it is the member's turn\b(?!, not).*", re.DOTALL)
+"""What an error says from here on is for a host's developer; the command says it in its own words."""
+_SAID_OF_TURN = re.compile(
+    r"(?i)(;)? it is (?:the operator's turn(?:, not the member's)?|nobody's turn)(?:, and|[.:;,])?"
+    r"(?: try again(?:;|\.|$))?(?: +(\w))?"
+)
 
 Row = Mapping[str, Any]
 
@@ -52,6 +60,8 @@ def shown(value: object) -> str:
             return "-"
         case bool():
             return "yes" if value else "no"
+        case float():
+            return f"{value:.3f}".rstrip("0").rstrip(".")
         case datetime():
             return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         case list() | tuple():
@@ -184,8 +194,18 @@ def fix_of(error: TokenKeeperError) -> str:
 
 
 def without_fix(error: TokenKeeperError) -> str:
-    """Return what an error says, less the fix at its end, where that is printed on a line of its own."""
-    return str(error).removesuffix(fix_of(error)).rstrip()
+    """Return what happened, as an error says it, less whose turn it is and the fix: they have lines of their own."""
+    fix = fix_of(error)
+    text = str(error).replace(fix, "") if fix else str(error)
+    text = _FOR_MEMBERS.sub(lambda found: "." if found[0].startswith(";") else "", text)
+    for _ in range(2):  # one error may quote another
+        text = _SAID_OF_TURN.sub(_less_turn, text)
+    return text.strip()
+
+
+def _less_turn(found: re.Match[str]) -> str:
+    """What is left of the words that say whose turn it is: the end of the sentence before, the beginning of the next."""
+    return f"{'.' if found[1] else ''} {(found[2] or '').upper()}".rstrip()
 
 
 def styled(word: str) -> Text:

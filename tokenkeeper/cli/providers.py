@@ -52,7 +52,8 @@ def show(session: Session, *, name: str) -> None:
 
 def _facts(profile: Profile) -> dict[str, Any]:
     facts = {field.name: getattr(profile, field.name) for field in fields(profile) if field.name != "rules"}
-    return {**facts, "lease_seconds": profile.timing.lease, "deadline_seconds": profile.timing.deadline}
+    lease, deadline = round(profile.timing.lease, 3), round(profile.timing.deadline, 3)
+    return {**facts, "lease_seconds": lease, "deadline_seconds": deadline}
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

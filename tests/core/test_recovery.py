@@ -126,12 +126,21 @@ def test_an_aging_token_is_used_while_it_is_renewed() -> None:
     assert script.end() is TOKEN
 
 
-def test_what_is_in_doubt_is_asked_for_again() -> None:
-    """A stopped worker's presentation is settled in the background, though the token is fresh: a grace does not wait."""
-    in_doubt = a_grant(in_flight_since=START - SECOND, in_flight_tries=1)
+@pytest.mark.parametrize(
+    ("claim", "starts"),
+    [
+        ({"claim_id": None}, True),
+        ({"claim_id": "c" * 32, "claimed_until": START - 1}, True),
+        ({"claim_id": "c" * 32, "claimed_until": START}, False),
+        ({"claim_id": "c" * 32, "claimed_until": None}, False),
+    ],
+)
+def test_what_a_stopped_worker_presented_is_asked_for_again(claim: dict[str, Any], starts: bool) -> None:
+    """Settled in the background, though the token is fresh, because a grace does not wait; a living claim is left alone."""
     script = Script(usable_token(CASE))
-    script.step(LoadGrant, in_doubt)
-    script.step(StartRenewal)
+    script.step(LoadGrant, a_grant(in_flight_since=START - SECOND, in_flight_tries=1, **claim))
+    if starts:
+        script.step(StartRenewal)
     script.step(OpenAccessToken, TOKEN)
     assert script.end() is TOKEN
 

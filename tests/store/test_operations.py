@@ -431,6 +431,15 @@ def test_a_save_keeps_a_grant_that_is_being_revoked(here: Store) -> None:
     assert saved.grant.status is GrantStatus.REVOKING
 
 
+def test_a_grant_that_is_being_revoked_is_not_marked(here: Store) -> None:
+    """Its end is decided already: a refusal of the refresh token, by whoever holds the claim, opens no prompt."""
+    held = taken(here, consent(here))
+    with here.engine.begin() as connection:
+        connection.execute(update(grants).values(status="revoking"))
+    assert not isinstance(mark(here, held.grant, held), Marked)
+    assert (row(here).status, row(here).prompt) == (GrantStatus.REVOKING, None)
+
+
 def test_a_mark_without_a_claim_waits_for_what_is_in_flight(store: Store) -> None:
     """A claim, or a presentation in doubt: its outcome comes first; the row says why not."""
     grant = consent(store)

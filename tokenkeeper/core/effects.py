@@ -101,6 +101,12 @@ class StoredGrant:
         return self.id != seen.grant_id or self.generation > seen.generation
 
     @property
+    def abandoned(self) -> bool:
+        """Whether a refresh token was presented and nobody waits for its outcome: in doubt, or its claim has lapsed."""
+        lapsed = self.claim_id is None or (self.claimed_until is not None and self.claimed_until < self.now)
+        return self.in_flight_since is not None and lapsed
+
+    @property
     def issued_at(self) -> int:
         """When the current tokens were stored."""
         return max(self.consented_at, self.renewed_at or 0)

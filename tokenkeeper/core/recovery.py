@@ -162,8 +162,8 @@ def look_ahead(case: Case, grant: StoredGrant, fresh: Freshness) -> Flow[None]:
     what, end = "access", grant.access_expires_at
     if grant.sealed_refresh_token is not None:
         what, end = "refresh", grant.refresh_expires_at
-        # What is in flight may be a stopped worker's: its outcome is asked for while the provider's grace lasts.
-        if fresh is Freshness.AGING or grant.in_flight_since is not None:
+        # What a stopped worker has presented is settled while the provider's grace lasts.
+        if fresh is Freshness.AGING or grant.abandoned:
             yield from StartRenewal(case.key, grant.seen)
     if end is not None and end - grant.now < min(LAST_CALL * SECOND, (end - grant.issued_at) / 10):
         yield from Announce(expiring(grant, what, end))

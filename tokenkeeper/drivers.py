@@ -219,7 +219,7 @@ class SyncDriver:
             case Renew():
                 return self._renew(effect)
             case StartRenewal(key, seen):
-                start_renewal(room, job_of(room, Renew(key, seen)))
+                start_renewal(room, dataclasses.replace(job_of(room, Renew(key, seen)), awaited=False))
             case Discard(reply):
                 answers.close(reply.value)
             case Repeatable():

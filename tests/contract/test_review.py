@@ -114,6 +114,26 @@ def test_all_who_were_refused_share_one_failed_renewal(desk):
     assert world.provider.token_requests == 1
 
 
+def test_nobody_polls_for_a_renewal_in_the_background(desk):
+    """Another worker is renewing an aging token: it is left to that worker, and whoever needs the outcome waits."""
+    world = desk(provider={"access_lifetime": 3700})
+    world.connect()
+    keeper, other = sync_of(world), sync_of(world, world.another())
+    with world.provider.hold("token", at="answer") as gate:
+        assert keeper.access_token("acme", "ann").generation == 1
+        gate.wait_until_held(1, timeout=10)
+        started, joined, join = world.clock(), [], other._room.join_renewal
+        other._room.join_renewal = lambda *args: joined.append(join(*args)) or joined[-1]
+        assert other.access_token("acme", "ann").generation == 1
+        assert joined[0][0].result(10).cause == "claimed_elsewhere"
+        assert world.clock() - started < 1
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(other.access_token, "acme", "ann", minimum_lifetime=3000)
+            gate.release()
+            assert waiting.result(10).generation == 2
+    assert world.provider.token_requests == 1
+
+
 # --- news ------------------------------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,8 @@ class RenewalJob:
     forced: bool = False
     minimum_lifetime: float = 0.0
     leeway: float | None = None
+    awaited: bool = True
+    """Whether anybody waits for the outcome; if not, a claim of another worker is left to that worker."""
 
 
 def renew(job: RenewalJob) -> Flow[Outcome]:
@@ -129,7 +131,7 @@ def renew(job: RenewalJob) -> Flow[Outcome]:
             outcome = yield from redeem(job, claim)
             if outcome is not None:
                 return outcome
-        if waited > patience:
+        if waited > patience or not job.awaited:
             return Weather("claimed_elsewhere", retry_after=POLL[-1])
         pause = POLL[min(looks, len(POLL) - 1)] * (0.75 + 0.5 * int((grant.claim_id or grant.id)[:2], 16) / 0xFF)
         yield from Sleep(pause)
@@ -439,6 +441,8 @@ def answers(job: RenewalJob, outcome: Outcome, theirs: RenewalJob | None = None)
             return newer or not (job.refused or job.forced or (left is not None and left < job.minimum_lifetime))
         case MemberTurn(marked=True) | Gone():
             return not job.forced
+        case Weather("claimed_elsewhere") if theirs is not None and not theirs.awaited:
+            return False
         case _:
             same = theirs is not None and (theirs.seen, theirs.refused, theirs.forced) == (
                 job.seen,

@@ -513,9 +513,8 @@ def test_a_renewal_and_a_member_who_is_forgotten(rotation: Rotation, comes_back:
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
-@pytest.mark.parametrize("kills", [False, True])
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_renewal_and_a_new_consent(rotation: Rotation, kills: bool, refused: bool) -> None:
+@pytest.mark.parametrize(("who", "kills"), [("renewal", False), ("renewal", True), ("caller", True)])
+def test_a_renewal_and_a_new_consent(rotation: Rotation, who: str, kills: bool) -> None:
     """The newest consent wins in every schedule: no renewal's tokens overwrite it, no refusal of the old one marks it."""
     world = world_of(rotation, revocation="grant")
     case = case_of(world)
@@ -527,22 +526,20 @@ def test_a_renewal_and_a_new_consent(rotation: Rotation, kills: bool, refused: b
         world.check_end()
         if standing(world).access_token != "access-2.1":
             raise Violation(f"the newest consent is not what is stored: {world.row!r}")
-        end = ends["renewal"]
-        if end is None or (refused and not isinstance(end.value, Reply) and not said_before(world, end)):
-            raise Violation(f"unexpected end: {end!r}")
-
-    def said_before(world: World, end: Ended) -> bool:
-        # Told between the mark and the consent, it was true; told just as the consent came, it is the weather.
-        return isinstance(end.error, ReauthenticationRequired | TemporarilyUnavailable) and kills
+        end = ends[who]
+        assert end is not None
+        if who == "renewal":
+            one_of(end.value, Renewed, Adopted, *([MemberTurn] if kills else []))
+        elif end.error is not None:
+            # Told between the mark and the consent it was true; told just as the consent came, it is the weather.
+            one_of(end.error, ReauthenticationRequired, TemporarilyUnavailable)
 
     makes: dict[str, Make] = {
-        "renewal": refused_caller(world, REVOKED) if refused and kills else renewal(world),
+        who: renewal(world) if who == "renewal" else refused_caller(world, REVOKED),
         "consent": lambda: a_process(connect(case, tokens, keep_refresh_token=False), case),
     }
-    if not (refused and kills):
-        refused = False
     lapse = world.profile.timing.lease + 1
-    assert Walk(world, makes, pause=(lapse,), pauses=1, at_end=at_end).schedules() > 5
+    assert Walk(world, makes, pause=(lapse,), pauses=1, at_end=at_end).schedules() > 20
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
@@ -611,11 +608,13 @@ def settled_well(world: World, ends: dict[str, Ended | None]) -> None:
         raise Violation("the grant was not renewed")
     for name, end in ends.items():
         if end is not None:
-            one_of(value_of(ends, name), Renewed, Adopted)
+            # Who asks once may be told to come again; who goes on asking is served.
+            one_of(value_of(ends, name), Renewed, Adopted, *([Weather] if name == "once" else []))
 
 
-@pytest.mark.parametrize("rotation", ROTATIONS)
-@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize(
+    ("rotation", "refused"), [*((rotation, False) for rotation in ROTATIONS), (Rotation.STRICT, True)]
+)
 def test_a_lapsed_claim_is_taken_over(rotation: Rotation, refused: bool) -> None:
     """A holder that stands still between any two effects, for longer than its lease or not: it notices at the last look."""
     world = world_of(rotation, age=10.0 if refused else LIFE + 1, refused=refused)
@@ -625,12 +624,11 @@ def test_a_lapsed_claim_is_taken_over(rotation: Rotation, refused: bool) -> None
     assert walk.schedules() > 100_000
 
 
-@pytest.mark.parametrize("rotation", [Rotation.GRACE, Rotation.STRICT])
-def test_a_claim_is_taken_over_twice(rotation: Rotation) -> None:
+def test_a_claim_is_taken_over_twice() -> None:
     """Everything stands still twice: a holder whose claim was taken over may take it back."""
-    world = world_of(rotation)
+    world = world_of(Rotation.STRICT)
     lease = world.profile.timing.lease
-    makes = {name: until_settled(world) for name in ("holder", "other")}
+    makes = {name: renewal(world) for name in ("holder", "other")}
     walk = Walk(world, makes, pause=(lease + 1,), pauses=2, at_end=settled_well)
     assert walk.schedules() > 100_000
 
@@ -716,10 +714,10 @@ def test_the_store_is_down_when_new_tokens_are_saved(rotation: Rotation) -> None
 @pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("weather", [("server_error",), ("lost",), ("rate_limited",)])
 def test_an_ambiguous_answer_and_another_renewal(rotation: Rotation, weather: tuple[str, ...]) -> None:
-    """After a 5xx, a lost answer or a 429 both go on by the profile, and the grant is kept wherever it can be."""
+    """After a 5xx, a lost answer or a 429 it goes on by the profile, and the grant is kept wherever it can be."""
     world = world_of(rotation)
     world.server.weather = weather
-    makes = {name: until_settled(world) for name in ("one", "two")}
+    makes = {"goes on": until_settled(world), "once": renewal(world)}
 
     def at_end(world: World, ends: dict[str, Ended | None]) -> None:
         if rotation is Rotation.STRICT and "lost" in weather:
@@ -736,7 +734,7 @@ def test_an_ambiguous_answer_and_another_renewal(rotation: Rotation, weather: tu
 # --- three, at random ------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(
     st.sampled_from(ROTATIONS),
     st.lists(st.integers(0, 11), max_size=150),
@@ -750,7 +748,8 @@ def test_three_renewers_in_random_schedules(rotation: Rotation, choices: list[in
     world.server.weather = weather
     makes = {name: until_settled(world) for name in ("one", "two", "three")}
     lease = world.profile.timing.lease
-    walk = Walk(world, makes, pause=(2.0, lease + 1), pauses=1, may_stop=("one",), at_end=settled_well)
+    pauses = 1 if rotation is Rotation.GRACE else 2  # two leases and a back-off may be longer than the grace
+    walk = Walk(world, makes, pause=(2.0, lease + 1), pauses=pauses, may_stop=("one",), at_end=settled_well)
     left = iter(choices)
     walk.run(lambda below: next(left, 0) % below)
 

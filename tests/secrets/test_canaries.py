@@ -10,6 +10,8 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import os
@@ -191,8 +193,13 @@ async def by_aiohttp(world: Stage, url: str, member: str) -> Any:
 CLIENTS = {"sync": [by_requests, by_httpx, by_httpx2], "async": [by_httpx2_async, by_aiohttp]}
 
 
-def calls(world: Stage, before: Callable[[str], None], *, diagnose: bool = True) -> None:
-    """Call the API with every library, each for a member of its own; *before* decides on the member's answers."""
+def calls(
+    world: Stage, before: Callable[[str], None] = lambda member: None, *, cached: bool = True, diagnose: bool = True
+) -> None:
+    """Call the API with every library, each for a member of its own; *before* decides on the member's answers.
+
+    With *cached*, the token is in memory before, so that the call does not enter a flow until it is refused.
+    """
     url = f"{world.base}/api/me"
     libraries: list[tuple[str, Callable[[str], Any]]] = []
     for function in GUARDED[world.twin]:
@@ -202,6 +209,8 @@ def calls(world: Stage, before: Callable[[str], None], *, diagnose: bool = True)
         libraries.append((client.__name__, lambda member, client=client: client(world, url, member)))
     world.connect(*(name for name, _ in libraries))
     for name, call in libraries:
+        if cached:
+            world.does(world.keeper.access_token("acme", name))
         before(name)
         result = world.tries(lambda call=call, name=name: call(name), name)
         with contextlib.suppress(InvalidInput) if diagnose else contextlib.suppress(BaseException):
@@ -218,7 +227,8 @@ def test_guarded_calls(stage: Callable[..., Stage], verdict: str) -> None:
     """Whatever the API says, once or twice, to whatever library, returned or raised."""
     world = stage()
     for times in (1, 2):
-        calls(world, lambda member, times=times: world.provider.script(verdict, member=member, times=times))
+        before = functools.partial(world.provider.script, verdict, times=times)
+        calls(world, lambda member, before=before: before(member=member), cached=times == 1)
     assert world.leaks() == []
 
 
@@ -243,7 +253,7 @@ def test_an_api_that_quotes_the_token(stage: Callable[..., Stage], status: int, 
     world.lookout.deaf_to = {"httpcore", "httpcore2"}
     for style in STYLES:
         world.provider.quotes["/api/"] = quoting(status, style, error)
-        calls(world, lambda member: None)
+        calls(world, cached=style != "text")
     assert world.leaks() == []
 
 
@@ -251,7 +261,7 @@ def test_an_api_that_quotes_a_token_in_a_header_of_its_own(stage: Callable[..., 
     """A profile whose header has a harmless name, and an API that refuses everybody's new tokens."""
     world = stage(declared={"header": "X-Shop", "scheme": ""})
     world.provider.quotes["/api/"] = quoting(401, "text")
-    calls(world, lambda member: None)
+    calls(world)
     assert world.leaks() == []
 
 
@@ -770,30 +780,41 @@ class _Hidden(str):
 
 
 def mapper_raises(world: Stage) -> None:
-    """An ``answer=`` of the host's that raises, or returns nonsense, over an error that quotes the request."""
+    """An ``answer=`` of the host's that raises, or returns nonsense, of something whose repr has the token."""
     world.connect("ann")
 
     def raising(value: Any) -> Any:
         raise LookupError("no answer here")
 
-    for mapper in (raising, lambda value: 5, lambda value: (401, {}, b""), lambda value: (401, 5, f"{MARK}-body-1")):
-        function = aiohttp_raised if world.twin == "async" else _raises_like_aiohttp
-        guarded = world.keeper.guard("acme", answer=mapper)(function)
-        world.provider.script("expired")
-        world.tries(lambda guarded=guarded: guarded(f"{world.base}/api/me", "ann"), "answer=")
+    def mappers() -> list[Callable[[Any], Any]]:
+        return [raising, lambda value: 5, lambda value: (401, {}, b""), lambda value: (401, 5, f"{MARK}-body-1")]
+
+    for returned, cached, mapper in itertools.product((True, False), (True, False), mappers()):
+
+        def call(token: AccessToken, member: str, returned: bool = returned) -> Any:
+            answer = SdkError("401")
+            answer.headers = dict(token.headers)
+            if returned:
+                return answer
+            raise answer
+
+        async def acall(token: AccessToken, member: str, call: Any = call) -> Any:
+            return call(token, member)
+
+        world.keeper = world.another()
+        if cached:
+            world.does(world.keeper.access_token("acme", "ann"))
+        guarded = world.keeper.guard("acme", answer=mapper)(call if world.twin == "sync" else acall)
+        world.tries(lambda guarded=guarded: guarded("ann"), "answer=")
 
 
 class SdkError(Exception):
-    """An SDK's error whose repr has the request's headers."""
+    """An SDK's error (or result) whose repr has the request's headers."""
+
+    headers: dict[str, str]
 
     def __repr__(self) -> str:
         return f"SdkError({self.headers})"
-
-
-def _raises_like_aiohttp(token: AccessToken, url: str, member: str) -> Any:
-    error = SdkError("401")
-    error.headers = dict(token.headers)  # type: ignore[attr-defined]
-    raise error
 
 
 def bad_registrations(world: Stage) -> None:
@@ -981,7 +1002,7 @@ def test_tokens_that_look_like_words(stage: Callable[..., Stage], surface: str, 
     world.lookout.deaf_to = {"httpcore", "httpcore2"} if surface == "/api/" else set()
     world.provider.quotes[surface] = quoting(status, style, "invalid_grant" if surface == "/token" else "invalid_token")
     if surface == "/api/":
-        calls(world, lambda member: None, diagnose=False)
+        calls(world, diagnose=False)
     world.connect("ann")
     world.clock.advance(3600)
     renewals(world)

@@ -525,7 +525,7 @@ def test_a_provider_that_refuses_everybody() -> None:
     [
         (None, NotConnected, "not_connected"),
         (marked(NEWER, "revoked"), ReauthenticationRequired, "revoked"),
-        (a_grant(generation=6), TemporarilyUnavailable, "overtaken"),
+        (a_grant(generation=6, renewed_at=START - SECOND), TemporarilyUnavailable, "overtaken"),
         (a_grant(id="9" * 32, generation=1), TemporarilyUnavailable, "overtaken"),
     ],
 )
@@ -586,7 +586,7 @@ def test_a_new_consent_just_before_the_prompt() -> None:
     """The member signed in while an old refusal was being weighed: no prompt on the new consent."""
     script = Script(guarded_call(CASE, TOKEN, refused()))
     script.step(Renew, MemberTurn("refused_after_renewal", ASKED, grant=a_grant(prompt=ASKED, **YOUNG), marked=False))
-    script.step(LoadGrant, NEWER)
+    script.step(LoadGrant, a_grant(generation=5, renewed_at=START - SECOND))
     assert script.fails(TemporarilyUnavailable).cause == "overtaken"
 
 

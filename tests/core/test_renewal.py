@@ -776,6 +776,17 @@ def test_whom_an_outcome_answers(what: RenewalJob, outcome: Any, answered: bool)
     assert answers(what, outcome) is answered
 
 
+def test_whom_the_same_question_answers() -> None:
+    """Refused alike: one failure for all who wait. A background job that did not wait for a claim answers nobody who does."""
+    refused = job(refused=True)
+    assert answers(refused, Weather("unanswered"), refused)
+    assert not answers(refused, Weather("unanswered"), job())
+    background = replace(job(), awaited=False)
+    assert not answers(job(), Weather("claimed_elsewhere"), background)
+    assert answers(job(), Weather("claimed_elsewhere"), job())
+    assert answers(job(), Weather("unanswered"), background)
+
+
 # --- figures of the profile ------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,22 @@ def twin(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def stage(
-    twin: str, tmp_path: Path, template: Path, capfd: pytest.CaptureFixture[str]
+    twin: str,
+    tmp_path: Path,
+    template: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Stage]]:
-    """Set up a stage; every logger is heard."""
+    """Set up a stage; every logger is heard, and every state and verifier that is made is a canary."""
     lookout = Lookout()
+    random_text = secrets.token_urlsafe
+
+    def planted(size: int) -> str:
+        text = random_text(size)
+        lookout.plant("a state" if size == authorization.STATE_BYTES else "a verifier", text)
+        return text
+
+    monkeypatch.setattr(secrets, "token_urlsafe", planted)
     stages: list[Stage] = []
 
     def set_up(**knobs: Any) -> Stage:

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from lookout import MARK, Lookout
 
@@ -128,8 +127,6 @@ class Stage:
     def sees(self, name: str, thing: object) -> None:
         """Look at an object of ours."""
         if isinstance(thing, AuthorizationRequest):
-            state = parse_qs(urlsplit(thing.url).query)["state"][0]
-            self.lookout.plant("a state", state)
             self.lookout.thing(name, thing, OUTWARD)
         else:
             self.lookout.thing(name, thing)
@@ -158,9 +155,8 @@ class Stage:
         """Close everything, look at all that is left, and say what was found."""
         look = self.lookout
         for request in self.provider.requests:
-            for field in ("code_verifier", "client_assertion"):
-                if field in request.fields:
-                    look.plant(field, request.fields[field])
+            if "client_assertion" in request.fields:
+                look.plant("an assertion", request.fields["client_assertion"])
         for event in self.events:
             self.sees("an event", event)
         look.text("the keeper", f"{self.keeper!r} {vars(self.keeper)} {vars(self.keeper._room)}")

@@ -735,16 +735,18 @@ def no_way_there(world: Stage) -> None:
         patch.setenv("HTTPS_PROXY", f"http://me:{MARK}-proxy@127.0.0.1:1")
         for endpoint in (
             "http://127.0.0.1:1/token",
-            "https://nowhere.invalid/token",
             world.base.replace("http:", "https:") + "/token",
+            "https://nowhere.invalid/token",
         ):
             provider = world.provider.as_provider(token_endpoint=endpoint)
             registration = world.provider.registration("acme", provider=provider, token_parameters={"shop": PARAMETER})
             world.keeper = world.another(registrations=[registration])
             renewals(world)
             connected(world)
-        patch.setenv("HTTPS_PROXY", f"{MARK}://proxy")
+        patch.setenv("HTTPS_PROXY", f"{MARK}://me:password@proxy")
+        world.clock.advance(4000)
         renewals(world)
+        connected(world)
 
 
 def wrong_scheme(world: Stage) -> None:

@@ -18,8 +18,17 @@ from tokenkeeper.model import MEMBER_BYTES
 
 metadata = MetaData()
 
+
+class _Sealed(LargeBinary):
+    """Bytes; what else somebody has written there (SQLite lets them) is read as its text's, and does not open."""
+
+    def result_processor(self, dialect: Any, coltype: object) -> Any:  # noqa: ARG002 - the base's signature
+        """Return what makes bytes of a value."""
+        return lambda value: str(value).encode() if isinstance(value, str | int | float) else value
+
+
 KEY_BYTES = LargeBinary(MEMBER_BYTES).with_variant(mysql.VARBINARY(MEMBER_BYTES), "mysql", "mariadb")
-SEALED = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+SEALED = _Sealed().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4"), "mysql", "mariadb")
 ID = String(32)
 DIGEST = String(64)

@@ -609,6 +609,35 @@ def test_a_transaction_that_the_database_gave_up_is_made_again(desk, monkeypatch
     assert len(failures) == 2
 
 
+@pytest.mark.parametrize(
+    ("request_of", "renewed"),
+    [
+        ({"headers": {"X-Api-Key": "k"}}, False),
+        ({"params": True}, True),
+        ({"data": True}, True),
+        ({"headers": True}, True),
+    ],
+)
+def test_a_refusal_of_a_request_without_the_token_is_no_evidence(desk, request_of, renewed):
+    """The function calls another service as well, and that one refuses: no token is spent, and nobody is asked."""
+    world = desk()
+    world.connect()
+    client = httpx2.Client(transport=world.provider.transport())
+
+    def call(token):
+        carried = {name: {"access_token": token.reveal()} if it is True else it for name, it in request_of.items()}
+        return client.request("POST" if "data" in carried else "GET", "https://provider.test/v2/userinfo", **carried)
+
+    world.provider.script("invalid", times=2)
+    if renewed:
+        with pytest.raises(ReauthenticationRequired):
+            sync_of(world).recover("acme", "ann", call)
+    else:
+        assert sync_of(world).recover("acme", "ann", call).status_code == 401
+    assert world.provider.token_requests == renewed
+    assert ("ReauthenticationNeeded" in world.told()) is renewed
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from tokenkeeper.core.diagnosis import diagnose
 from tokenkeeper.core.effects import (
@@ -184,7 +185,7 @@ def recover(
     if diagnosis.verdict is Verdict.PROVIDER_FAULT:
         yield from report_incident(case, token, reply, diagnosis)
         return None
-    if not our_token(case, token, reply):
+    if not our_token(case, token, reply, diagnosis):
         return None
     match diagnosis.verdict:
         case Verdict.EMPTY | Verdict.BAD_SCHEME | Verdict.CLIENT_CONFIG:
@@ -199,12 +200,14 @@ def recover(
             return (yield from member_must_act(case, token, reply, diagnosis, first))
 
 
-def our_token(case: Case, token: AccessToken, reply: Reply) -> bool:
+def our_token(case: Case, token: AccessToken, reply: Reply, diagnosis: Diagnosis) -> bool:
     """Whether the refused request carried this token; a refusal of another credential is no evidence against it."""
     name = case.profile.header.lower()
     # A Secret, for it may be another credential: a traceback of this frame must not show it.
     sent = next((Secret(value) for key, value in reply.request_headers if key == name), None)
-    if sent is None or token.reveal() in sent.reveal():
+    if sent is None:
+        return diagnosis.verdict in (Verdict.EMPTY, Verdict.BAD_SCHEME) or carried_elsewhere(token, reply)
+    if token.reveal() in sent.reveal():
         return True
     if "<AccessToken" in sent.reveal():
         fix = "Use auth=token, headers=token.headers, or token.reveal()."
@@ -225,6 +228,17 @@ def our_token(case: Case, token: AccessToken, reply: Reply) -> bool:
             **about(case, reply),
         ) from chained(reply)
     return False
+
+
+def carried_elsewhere(token: AccessToken, reply: Reply) -> bool:
+    """Whether a request without our header may have carried the token: its headers are not known, or another of them,
+    the URL or a form holds it (RFC 6750 section 2). Else it is another service's refusal, or of a redirect's last host."""
+    return (
+        not reply.request_headers
+        or any(token.reveal() in value for _, value in reply.request_headers)
+        or any(key == "content-type" and "form" in value for key, value in reply.request_headers)
+        or token.reveal() in unquote(reply.url or "")
+    )
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------

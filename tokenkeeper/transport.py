@@ -105,7 +105,9 @@ class Transport:
     def _exchange(self, request: TokenRequest, exchange: _Exchange) -> Answer:
         inner = self._inner
         if inner is None:
-            inner = _Wire(exchange, self._verification(), _proxy_for(request.url))
+            # Loading the trust store takes a while, which a deadline on plain loopback has not got.
+            secure = urlsplit(request.url).scheme == "https"
+            inner = _Wire(exchange, self._verification() if secure else None, _proxy_for(request.url))
         else:
             exchange.confirm()
         response = inner.handle_request(
@@ -257,7 +259,7 @@ def _proxy_for(url: str) -> httpcore2.Proxy | None:
 class _Wire(httpx2.BaseTransport):
     """One request over one connection of its own."""
 
-    def __init__(self, exchange: _Exchange, ssl_context: ssl.SSLContext, proxy: httpcore2.Proxy | None) -> None:
+    def __init__(self, exchange: _Exchange, ssl_context: ssl.SSLContext | None, proxy: httpcore2.Proxy | None) -> None:
         self._pool = httpcore2.ConnectionPool(
             ssl_context=ssl_context,
             proxy=proxy,

@@ -6,9 +6,11 @@ import ast
 import re
 from pathlib import Path
 
+import tokenkeeper
 from tokenkeeper.model import Remedy, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(tokenkeeper.__file__).parent
 WORD = re.compile(r"[a-z]+(?:_[a-z]+)*")
 NAMING = {
     "Weather", "OperatorTurn", "MemberTurn", "Unsaved", "unavailable", "unprocessed", "ambiguous", "failed", "needs_member",
@@ -57,8 +59,7 @@ def causes_of(tree: ast.Module) -> set[str]:
 
 def in_source() -> set[str]:
     """The causes in the library's source; the command's own, and what is there for tests, no host meets."""
-    package = ROOT / "tokenkeeper"
-    modules = (path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in {"cli", "testing"})
+    modules = (path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in {"cli", "testing"})
     return set().union(*(causes_of(ast.parse(path.read_text(encoding="utf-8"))) for path in modules))
 
 

@@ -149,7 +149,7 @@ class EngineRoom:
                 self._store = Store(self.engine, self.keyring, self.clock, audit=self.audit)
                 if self.spill is not None:
                     with contextlib.suppress(TemporarilyUnavailable):  # before a claim it is looked into again
-                        self.submit(self.renewal_workers, self.replay_spill)
+                        self.see_through(self.replay_spill)
             return self._store
 
     @property

@@ -592,6 +592,7 @@ def hosts_engine(world: Stage) -> None:
     renewals(world)
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE gone RENAME TO tokenkeeper_grant")
+    world.keeper.close() if world.twin == "sync" else world.keeper.sync.close()
     engine.dispose()
 
 

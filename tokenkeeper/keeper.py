@@ -648,12 +648,8 @@ def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) 
     plain = mapper is None and not room.profiles[registration].errors_in_200
 
     def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Reply | None = None) -> Any:
-        case = keeper._case(registration, member_of(args, kwargs), retry=plan.retry)
-        call = keeper._call(registration, bound(args, kwargs), arguments=(args, kwargs), mapper=mapper)
+        case, call = _prepared(plan, function, place, member_of(args, kwargs), args, kwargs)
         return _returned(keeper._run_guarded(case, call, token, first))
-
-    def bound(args: Any, kwargs: Any) -> Callable[[AccessToken], Any]:
-        return lambda token: function(*args[:place], token, *args[place:], **kwargs)
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -694,12 +690,8 @@ def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., 
     plain = mapper is None and not room.profiles[registration].errors_in_200
 
     async def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Reply | None = None) -> Any:
-        case = keeper._case(registration, member_of(args, kwargs), retry=plan.retry)
-        call = keeper._call(registration, bound(args, kwargs), arguments=(args, kwargs), mapper=mapper)
+        case, call = _prepared(plan, function, place, member_of(args, kwargs), args, kwargs)
         return _returned(await keeper._run_guarded(case, call, token, first))
-
-    def bound(args: Any, kwargs: Any) -> Callable[[AccessToken], Any]:
-        return lambda token: function(*args[:place], token, *args[place:], **kwargs)
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -728,6 +720,21 @@ def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., 
         return await slow(args, kwargs, token, first)
 
     return _without_token(guarded, function, place)
+
+
+def _prepared(
+    plan: _Plan, function: Callable[..., Any], place: int, member: Any, args: Any, kwargs: Any
+) -> tuple[Case, Call]:
+    """Return whose call it is, and the call with everything but its token."""
+    keeper, registration = plan.keeper, plan.registration
+    case = keeper._case(registration, member, retry=plan.retry)
+    call = keeper._call(
+        registration,
+        lambda token: function(*args[:place], token, *args[place:], **kwargs),
+        arguments=(args, kwargs),
+        mapper=plan.mapper,
+    )
+    return case, call
 
 
 def _inspected(

@@ -17,18 +17,38 @@ from collections.abc import Mapping, Sequence
 
 from harness import Effort, Figure
 
-NAMES = ("guarded_call", "store_read", "expiry", "sealing", "importing", "memory", "diagnosing")
+NAMES = (
+    "guarded_call",
+    "store_read",
+    "expiry",
+    "waiting",
+    "neighbours",
+    "sealing",
+    "importing",
+    "memory",
+    "diagnosing",
+    "peers",
+    "claims",
+    "scale",
+    "throughput",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks and print their figures."""
     parser = argparse.ArgumentParser(description="tokenkeeper's benchmarks; see docs/benchmarks.md")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under 20 seconds, and coarser")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: about two minutes, and coarser")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", choices=NAMES, action="append", help="run this one; may be given more than once")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
+    parser.add_argument("--markdown", action="store_true", help="with --only peers: print the README's tables")
     options = parser.parse_args(arguments)
     effort = Effort(options.quick)
+    if options.markdown:
+        if options.only != ["peers"]:
+            parser.error("--markdown goes with --only peers")
+        print(importlib.import_module("peers").markdown(effort))
+        return 0
     started = time.perf_counter()
     if not options.json:
         print(f"{_machine()}{', a short run' if options.quick else ''}\n\n{_line('', 'value', 'goal', '')}")

@@ -45,7 +45,7 @@ elif context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 else:
-    engine = make_engine(url())
+    engine = make_engine(url(), patient=True)
     with engine.connect() as own:
         run(own)
         own.commit()

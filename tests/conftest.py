@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import hypothesis
 import pytest
@@ -26,6 +28,9 @@ def server_url(kind: str) -> str:
 
 
 IN_CI = bool(os.environ.get("CI"))
+LONG = os.environ.get("TOKENKEEPER_CAMPAIGN") == "long"
+"""Whether the trials run at full length (``make soak``), or a short round of each (``make faults``)."""
+
 hypothesis.settings.register_profile(
     "tokenkeeper",
     deadline=None,
@@ -52,17 +57,35 @@ def missing(kind: str) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes ``database_url`` runs on SQLite and on every server that answers."""
     if "database_url" in metafunc.fixturenames:
-        kinds = ["sqlite", *(kind for kind in SERVERS if missing(kind) is None)]
-        metafunc.parametrize("database_url", kinds, indirect=True)
+        metafunc.parametrize("database_url", kinds_here(), indirect=True)
+
+
+def left_out(reason: str) -> NoReturn:
+    """Leave a test out, with a plain reason that the run's last lines show; in CI nothing is left out, so it fails."""
+    if IN_CI:
+        pytest.fail(f"CI must have it: {reason}")
+    pytest.skip(reason)
+
+
+def kinds_here() -> list[str]:
+    """SQLite, and every kind of server that answers."""
+    return ["sqlite", *(kind for kind in SERVERS if missing(kind) is None)]
 
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database of the test's own, dropped after it."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'tokens.db'}"
+    with fresh_database(request.param, tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(kind: str, folder: Path) -> Iterator[str]:
+    """Make an empty database of a kind (a SQLite file in *folder*), yield its URL, and drop it."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'tokens.db'}"
         return
-    server = sqlalchemy.make_url(server_url(request.param))
+    server = sqlalchemy.make_url(server_url(kind))
     name = f"tokenkeeper_test_{secrets.token_hex(6)}"
     engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -71,9 +94,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield server.set(database=name).render_as_string(hide_password=False)
     finally:
         with engine.connect() as connection:
-            connection.exec_driver_sql(
-                f"DROP DATABASE {name}{' WITH (FORCE)' if request.param == 'postgresql' else ''}"
-            )
+            connection.exec_driver_sql(f"DROP DATABASE {name}{' WITH (FORCE)' if kind == 'postgresql' else ''}")
         engine.dispose()
 
 

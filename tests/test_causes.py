@@ -14,7 +14,7 @@ PACKAGE = Path(tokenkeeper.__file__).parent
 WORD = re.compile(r"[a-z]+(?:_[a-z]+)*")
 NAMING = {
     "Weather", "OperatorTurn", "MemberTurn", "Unsaved", "unavailable", "unprocessed", "ambiguous", "failed", "needs_member",
-    "MarkGrant", "OpenPrompt", "refused_again", "reauthentication",
+    "MarkGrant", "OpenPrompt", "refused_again", "reauthentication", "unfinished",
 }  # fmt: skip
 """Calls in whose arguments a word is a cause."""
 VERDICTS = {

@@ -23,7 +23,7 @@ NOUNS = {"model", "errors", "events"}
 PURE = NOUNS | {"core"}
 OUTSIDE = {"providers", "crypto", "clock", "store", "answers", "transport", "authorization_server", "spill"}
 ENGINE = {"cache", "news", "workers", "engine_room"}
-DRIVERS = ENGINE | {"drivers"}
+DRIVERS = ENGINE | {"drivers", "guard"}
 FRONT = {"keeper", "config"}
 DEPENDENCIES = {"authlib", "joserfc", "sqlalchemy", "alembic", "cryptography", "httpx2", "httpcore2", "anyio"}
 
@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "workers": (set(), set()),
     "engine_room": (PURE | OUTSIDE | ENGINE, {"sqlalchemy", "httpx2"}),
     "drivers": (PURE | OUTSIDE | ENGINE, set()),
+    "guard": (PURE | OUTSIDE | ENGINE | {"drivers"}, set()),
     "keeper": (PURE | OUTSIDE | DRIVERS, {"sqlalchemy"}),
     "config": (PURE | OUTSIDE | DRIVERS | {"keeper", "tokenkeeper"}, set()),
     "clients": (PURE | OUTSIDE | DRIVERS | FRONT | {"tokenkeeper"}, {"httpx2", "httpx", "requests", "aiohttp"}),
@@ -65,7 +66,7 @@ LIBRARIES_OF_ONE_MODULE = {"core/token_endpoint.py": {"authlib", "joserfc"}}
 LAZY = {("clock.py", "tokenkeeper.store.tables")}
 """The one arrow upwards, at run time: the real clock names the SQL for the database's, a test's another."""
 
-ASYNC_ROOMS = {"clock", "drivers", "keeper", "answers", "clients", "frameworks", "testing"}
+ASYNC_ROOMS = {"clock", "drivers", "guard", "keeper", "answers", "clients", "frameworks", "testing"}
 ASYNC_HOSTS = {"cli/demo_host.py"}
 """The demo's host is a user of the async twin like any other."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import threading
 
 import pytest
@@ -193,30 +195,42 @@ def test_an_async_callback_without_a_loop_gets_one_of_its_own():
 def test_a_clock_that_jumps_is_not_trusted_for_a_minute():
     """The database's clock against ours."""
     watch = ClockWatch()
-    watch.saw(grant(now=0, read_at=0.0))
-    watch.saw(grant(now=10 * SECOND, read_at=10.0))
+    watch.saw(grant(now=0, read_at=0.0), 0.0)
+    watch.saw(grant(now=10 * SECOND, read_at=10.0), 10.0)
     assert watch.steady
-    watch.saw(grant(now=3611 * SECOND, read_at=11.0))
+    watch.saw(grant(now=3611 * SECOND, read_at=11.0), 11.0)
     assert not watch.steady
-    watch.saw(grant(now=3660 * SECOND, read_at=60.0))
+    watch.saw(grant(now=3660 * SECOND, read_at=60.0), 60.0)
     assert not watch.steady
-    watch.saw(grant(now=3672 * SECOND, read_at=72.0))
+    watch.saw(grant(now=3672 * SECOND, read_at=72.0), 72.0)
     assert watch.steady
-    watch.saw(grant(now=(3672 + 3601) * SECOND, read_at=3672.0 - 3600 + 3601))
+    watch.saw(grant(now=(3672 + 3601) * SECOND, read_at=3672.0 - 3600 + 3601), 3672.0 - 3600 + 3601)
     assert watch.steady
+
+
+def test_a_look_that_waited_for_a_connection_is_no_jump():
+    """The clock was read at some moment of the look: only what no moment explains is a jump."""
+    watch = ClockWatch()
+    watch.saw(grant(now=0, read_at=0.0), 0.01)
+    watch.saw(grant(now=19 * SECOND, read_at=10.0), 19.0)
+    assert watch.steady
+    watch.saw(grant(now=20 * SECOND, read_at=20.0), 20.01)
+    assert watch.steady
+    watch.saw(grant(now=40 * SECOND, read_at=21.0), 30.0)
+    assert not watch.steady
 
 
 def test_a_claim_is_witnessed_after_a_whole_lease_of_our_own():
     """The same claim, seen by our own clock."""
     watch = ClockWatch()
     row = grant(claim_id="c1", read_at=0.0)
-    watch.saw(row)
+    watch.saw(row, 0.0)
     assert watch.witnessed(row, 14.0, 15.0) is None
     assert watch.witnessed(row, 15.0, 15.0) == "c1"
     other = grant(claim_id="c2", read_at=16.0, now=16 * SECOND)
-    watch.saw(other)
+    watch.saw(other, 16.0)
     assert watch.witnessed(other, 20.0, 15.0) is None
-    watch.saw(grant(read_at=21.0, now=21 * SECOND))
+    watch.saw(grant(read_at=21.0, now=21 * SECOND), 21.0)
     assert watch.witnessed(other, 99.0, 15.0) is None
 
 
@@ -227,7 +241,7 @@ def test_the_watch_forgets_what_is_too_much(monkeypatch):
     monkeypatch.setattr(tokenkeeper.store.watch, "SIZE", 2)
     watch = ClockWatch()
     for number in range(5):
-        watch.saw(grant(id=f"{number:032}", claim_id="c"))
+        watch.saw(grant(id=f"{number:032}", claim_id="c"), 0.0)
     assert len(watch._claims) == 2
 
 
@@ -245,6 +259,7 @@ def sealed(**facts):
         "expires_at": None,
         "refresh_expires_in": None,
         "scopes": ("a", "b"),
+        "consented_at": 1_700_000_000_000_000,
     }
     return SealedTokens(**{**plain, **facts})
 
@@ -261,9 +276,44 @@ def test_what_is_spilled_is_read_back(tmp_path):
     ]
     [file, _] = sorted((tmp_path / "spill").glob("*"))
     assert file.stat().st_mode & 0o077 == 0
-    spill.remove("s1")
-    spill.remove("never")
+    spill.remove("g", "s1")
+    spill.remove("g", "never")
     assert [save_id for save_id, _ in spill.read()] == ["s2"]
+
+
+def test_a_spill_file_from_before_names_no_consent(tmp_path):
+    """It is read all the same; whether its row has fallen behind it cannot be told."""
+    spill = Spill(tmp_path)
+    spill.write("s1", sealed(), 1234.5)
+    record = json.loads((tmp_path / "g-s1.sealed").read_text())
+    del record["consented_at"]
+    (tmp_path / "g-s1.sealed").write_text(json.dumps(record))
+    assert list(spill.read()) == [("s1", sealed(expires_in=None, expires_at=1234.5, consented_at=None))]
+
+
+def test_what_a_killed_worker_had_written_is_read(tmp_path, caplog):
+    """Whole, though not in its place yet; cut short it is no news. Both go when their tokens are stored."""
+    spill = Spill(tmp_path)
+    spill.write("s1", sealed(), 1234.5)
+    whole = (tmp_path / "g-s1.sealed").rename(tmp_path / "g-s1.part")
+    (tmp_path / "g-s2.part").write_text(whole.read_text()[:40])
+    with caplog.at_level(logging.WARNING):
+        assert [save_id for save_id, _ in spill.read()] == ["s1"]
+    assert caplog.text == ""
+    spill.remove("g", "s1")
+    assert not whole.exists()
+
+
+def test_a_full_disk_leaves_no_half_a_file(tmp_path, monkeypatch):
+    """The error goes on, and the folder is as it was."""
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Spill(tmp_path).write("s1", sealed(), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "tokenkeeper.model": (
         "AccessToken", "Answer", "AuthorizationRequest", "Connection", "Diagnosis", "Grant", "GrantStatus", "Prompt",
-        "Provider", "Registration", "Remedy", "Rotation", "Secret", "Surface", "Turn", "Verdict",
+        "Provider", "Registration", "Remedy", "Revocation", "Rotation", "Secret", "Surface", "Turn", "Verdict",
     ),
     "tokenkeeper.errors": (
         "AccountBlocked", "AuthorizationFailed", "ConfigurationError", "InvalidInput", "KeyUnavailable",
@@ -62,6 +62,7 @@ __all__ = [
     "Registration",
     "Remedy",
     "RenewalInProgress",
+    "Revocation",
     "Rotation",
     "SchemaOutdated",
     "ScopeRequired",
@@ -143,6 +144,7 @@ if TYPE_CHECKING:
         Provider,
         Registration,
         Remedy,
+        Revocation,
         Rotation,
         Secret,
         Surface,

@@ -22,6 +22,7 @@ from tokenkeeper.core.token_endpoint import (
     introspection_request,
     read_introspection,
     refresh_request,
+    revocation_request,
 )
 from tokenkeeper.model import Answer, Registration, Secret
 from tokenkeeper.transport import Transport
@@ -86,6 +87,19 @@ class AuthorizationServer:
         )
         answer = self._transport.send(request, deadline=deadline, before_send=lambda: True)
         return read_introspection(answer) if isinstance(answer, Answer) else None
+
+    def revoke(self, token: Secret, hint: str, which: int, deadline: float) -> Redeemed:
+        """Ask the revocation endpoint to end a token (RFC 7009)."""
+        request = revocation_request(
+            self._registration,
+            self._profile,
+            token,
+            hint,
+            secret=self._secret(which),
+            now=self._clock.epoch(),
+            jti=secrets.token_hex(16),
+        )
+        return self._send(request, deadline, lambda: True)
 
     def account(self, token: Secret, deadline: float) -> str | None:
         """Ask the userinfo endpoint whose account it is: a digest over issuer and subject, or None.

@@ -28,7 +28,7 @@ class Clock:
     def wait(self, seconds: float, wake: threading.Event) -> None:
         """Wait for that many seconds, or until *wake* is set (then only a moment, so that no loop spins)."""
         if wake.wait(seconds):
-            time.sleep(min(seconds, 0.05))
+            time.sleep(min(seconds, 0.5))
 
     async def sleep(self, seconds: float) -> None:
         """Wait for that many seconds in the running event loop."""

@@ -23,10 +23,13 @@ from typing import Any, TypeVar
 from tokenkeeper import answers
 from tokenkeeper.core.effects import (
     Announce,
+    BeginRevocation,
     CallApi,
     ClaimGrant,
     ConsumePending,
+    CountContradiction,
     CountRefusal,
+    DeleteRevoked,
     Discard,
     Effect,
     EndPause,
@@ -42,10 +45,13 @@ from tokenkeeper.core.effects import (
     NewId,
     OpenAccessToken,
     OpenedRefreshToken,
+    OpenedToRevoke,
     OpenPrompt,
     OpenRefreshToken,
+    OpenToRevoke,
     OperatorTurn,
     Outcome,
+    Pause,
     PauseRegistration,
     RandomText,
     Redeem,
@@ -56,7 +62,9 @@ from tokenkeeper.core.effects import (
     Renew,
     Repeatable,
     Reply,
+    RevokeToken,
     SaveConsent,
+    Saved,
     SavePending,
     SaveTokens,
     SecretInUse,
@@ -224,12 +232,13 @@ class SyncDriver:
                 answers.close(reply.value)
             case Repeatable():
                 return self._call is not None and self._call.can_repeat()
-            case Sleep(seconds):
+            case Sleep(seconds, idle):
                 room.clock.wait(seconds, room.closing)
+                if idle:
+                    room.refuse_if_closing()
             case ClaimGrant():
                 room.refuse_if_closing()
-                if effect.grant.in_flight_since is not None:
-                    room.replay_spill(effect.grant.id)
+                room.replay_spill(effect.grant.id)
                 return room.store.claim(effect, effect.lease)
             case ReleaseClaim(claim, in_doubt, retry_after, failed):
                 room.store.release(claim, in_doubt=in_doubt, retry_after=retry_after, failed=failed)
@@ -253,12 +262,13 @@ class SyncDriver:
             case Announce(event, every):
                 if room.is_news(event, every):
                     self._announce(event, every)
-            case LoadPause(registration):
-                return room.store.load_pause(registration, room.server(registration).credentials)
+            case LoadPause(registration, probe):
+                return self._load_pause(registration, probe=probe)
             case PauseRegistration(registration, cause, fix):
                 self._pause(registration, cause, fix)
             case EndPause(registration):
-                room.store.end_pause(registration)
+                with contextlib.suppress(TokenKeeperError):  # what was renewed is renewed; a probe ends the pause later
+                    room.store.end_pause(registration)
             case SecretInUse(registration):
                 return room.server(registration).secret_in_use
             case RememberSecret(registration, secret):
@@ -271,6 +281,8 @@ class SyncDriver:
                     return None
             case CountRefusal(key):
                 return room.count_refusal(key)
+            case CountContradiction(seen):
+                return room.count_contradiction(seen)
             case NewId():
                 return secrets.token_hex(16)
             case RandomText(size):
@@ -291,6 +303,22 @@ class SyncDriver:
                 gone = room.store.forget(grant, tell)
                 room.cache.drop(grant.key, room.monotonic())
                 return gone
+            case BeginRevocation(key):
+                revoking = room.store.begin_revocation(key)
+                room.cache.drop(key, room.monotonic())
+                return revoking
+            case OpenToRevoke(claim):
+                try:
+                    return self._open_to_revoke(claim.grant)
+                except ConfigurationError as error:
+                    return Misconfigured(error)
+            case RevokeToken(registration, token, hint, deadline, secret):
+                try:
+                    return room.server(registration).revoke(token, hint, secret, deadline)
+                except ConfigurationError as error:
+                    return Redeemed(Misconfigured(error), room.monotonic())
+            case DeleteRevoked():
+                return room.store.delete_revoked(effect, tell)
             case _:
                 raise TypeError(f"no driver performs {type(effect).__name__}")
         return None
@@ -300,6 +328,14 @@ class SyncDriver:
         if grant is None or grant.status is not GrantStatus.ACTIVE:
             self._room.cache.drop(key, self._room.monotonic())
         return grant
+
+    def _load_pause(self, registration: str, *, probe: bool) -> Pause | None:
+        try:
+            return self._room.store.load_pause(registration, self._room.server(registration).credentials, probe=probe)
+        except TemporarilyUnavailable:
+            if not probe:
+                raise
+            return None  # under the claim: the first look found none, and to fail here would keep the claim
 
     def _announce(self, event: Event, every: float | None) -> None:
         try:
@@ -320,6 +356,12 @@ class SyncDriver:
         )
         self._room.cache.put(grant, token, self._room.leeway)
         return token
+
+    def _open_to_revoke(self, grant: StoredGrant) -> OpenedToRevoke:
+        store = self._room.store
+        if grant.sealed_refresh_token is not None:
+            return OpenedToRevoke(store.open_refresh_token(grant, self._note), "refresh_token")
+        return OpenedToRevoke(store.open_access_token(grant, self._note), "access_token")
 
     def _call_api(self, token: AccessToken) -> Reply:
         assert self._call is not None
@@ -384,18 +426,25 @@ class SyncDriver:
         elapsed = room.monotonic() - effect.sent_at
         try:
             sealed = room.store.seal(claim.grant, effect.tokens)
-            saved = room.store.save_renewal(sealed, elapsed, claim.id, self._note)
-        except TokenKeeperError as error:
+            saved = room.store.save_renewal(sealed, elapsed, claim.id, self._note, effect.over)
+        except Exception as error:  # whatever a host's engine raises: these tokens are nowhere else
+            cause = str(getattr(error, "cause", None) or type(error).__name__)
+            if room.closing.is_set() and room.spill is not None and room.spill.holds(claim.grant.id, claim.id):
+                logger.warning("closing: the renewed tokens of grant %s stay in the spill folder", claim.grant.id)
+                raise
             if room.closed:
                 logger.critical("closed before the renewed tokens of grant %s were stored", claim.grant.id)
                 raise
-            logger.error(  # noqa: TRY400
-                "renewed tokens of grant %s are not stored yet (%s)", claim.grant.id, error.cause
-            )
-            return Unsaved(error.cause or "store")
+            if room.is_late(claim.id):
+                logger.error("renewed tokens of grant %s are not stored yet (%s)", claim.grant.id, cause)  # noqa: TRY400
+            return Unsaved(cause)
+        if room.late.pop(claim.id, None) is not None:
+            logger.warning("renewed tokens of grant %s are stored now", claim.grant.id)
         room.cache.drop(claim.grant.key, saved.grant.read_at if saved.grant else room.monotonic())
-        if room.spill is not None:
-            room.spill.remove(claim.id)
+        # Overtaken tokens may be rescued by another save, and until then they are nowhere else; a file that is left is
+        # settled before the grant's next claim.
+        if room.spill is not None and (isinstance(saved, Saved) or saved.grant is None):
+            room.spill.remove(claim.grant.id, claim.id)
         return saved
 
     def _save_consent(self, effect: SaveConsent) -> StoredGrant:
@@ -404,20 +453,24 @@ class SyncDriver:
         while True:
             try:
                 return room.store.save_consent(effect, self._note)
-            except TemporarilyUnavailable:
-                if effect.sent_at is None or room.monotonic() - effect.sent_at > CONSENT_SECONDS:
+            except Exception as error:
+                its_turn = isinstance(error, TokenKeeperError) and not isinstance(error, TemporarilyUnavailable)
+                if its_turn or effect.sent_at is None or room.monotonic() - effect.sent_at > CONSENT_SECONDS:
                     raise
             room.clock.wait(CONSENT_RETRY, room.closing)
 
     def _pause(self, registration: str, cause: str, fix: str) -> None:
-        event = ConfigurationProblem(
-            id=secrets.token_hex(16),
-            registration=registration,
-            cause=cause,
-            fix=fix,
-            at=to_datetime(self._room.store.now()),
-        )
-        self._room.store.pause(event, self._room.server(registration).credentials, cause, fix, self._note)
+        try:
+            event = ConfigurationProblem(
+                id=secrets.token_hex(16),
+                registration=registration,
+                cause=cause,
+                fix=fix,
+                at=to_datetime(self._room.store.now()),
+            )
+            self._room.store.pause(event, self._room.server(registration).credentials, cause, fix, self._note)
+        except TemporarilyUnavailable as error:  # the claim is given back all the same; the next refusal pauses
+            logger.error("the pause of %s cannot be stored (%s)", registration, error.cause)  # noqa: TRY400
 
 
 class AsyncDriver:
@@ -440,7 +493,7 @@ class AsyncDriver:
     async def _tell(self) -> None:
         """Run the host's callbacks, in a thread that no store operation waits for; whoever is cancelled meanwhile."""
         try:
-            told = self._room.renewal_workers.submit(self._sync.tell)
+            told = self._room.workers.submit(self._sync.tell)
         except RuntimeError:  # no thread to be had
             self._sync.tell()
         else:
@@ -480,7 +533,7 @@ class AsyncDriver:
 
     def _tell_alone(self, _: Future[object]) -> None:
         if self._sync.events:
-            self._room.renewal_workers.submit(self._sync.tell)
+            self._room.workers.submit(self._sync.tell)
 
     async def _call_api(self, token: AccessToken) -> Reply:
         assert self._call is not None

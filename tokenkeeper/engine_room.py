@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenkeeper.cache import TokenCache
 from tokenkeeper.clock import Clock
 from tokenkeeper.core.authorization import CODE_EXCHANGE_DEADLINE
-from tokenkeeper.core.effects import Outcome
+from tokenkeeper.core.effects import Outcome, Saved, Seen
 from tokenkeeper.core.profile import Profile
 from tokenkeeper.core.recovery import Case
 from tokenkeeper.core.renewal import RenewalJob
@@ -40,17 +40,22 @@ if TYPE_CHECKING:
     from tokenkeeper.authorization_server import AuthorizationServer
     from tokenkeeper.crypto import Keyring
     from tokenkeeper.spill import Spill
+    from tokenkeeper.store.sealed import SealedTokens
     from tokenkeeper.store.transactions import Store
     from tokenkeeper.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-RENEWAL_THREADS = 32
+RENEWAL_THREADS = 64
+"""Of one registration: a provider that hangs must not hold up the others' renewals."""
+
+KEEPER_THREADS = 16
 STORE_THREADS = 4
 SUSPICIOUS_MEMBERS = 3
 SUSPICION_SECONDS = 300.0
 TROUBLE_A_MINUTE = 10
 REMEMBERED_NEWS = 10_000
+SAID_AGAIN = 60.0
 
 T = TypeVar("T")
 Runner = Callable[[RenewalJob], Outcome]
@@ -114,8 +119,13 @@ class EngineRoom:
         self._under_way: set[Future[Any]] = set()
         self._timers: set[threading.Timer] = set()
         self._told: OrderedDict[str, None] = OrderedDict()
+        self._contradictions: OrderedDict[Seen, int] = OrderedDict()
+        self.late: dict[str, float] = {}
+        """By claim: when (monotonic) it was last said that its tokens are not stored."""
         self._troubles: dict[str, list[float]] = {}
-        self.renewal_workers = Workers("renewal", RENEWAL_THREADS)
+        self._renewal_workers: dict[str, Workers] = {}
+        self.workers = Workers("keeper", KEEPER_THREADS)
+        """For all that is no renewal: consents and revocations that are seen through, the host's callbacks, timers."""
         self.store_workers = Workers("store", STORE_THREADS)
         self.closing = threading.Event()
         self.closed = False
@@ -146,7 +156,9 @@ class EngineRoom:
         with self._lock:
             if self._store is None:
                 self.refuse_if_closing()
-                self._store = Store(self.engine, self.keyring, self.clock, audit=self.audit)
+                self._store = Store(
+                    self.engine, self.keyring, self.clock, audit=self.audit, shared=self.engine is self.database
+                )
                 if self.spill is not None:
                     with contextlib.suppress(TemporarilyUnavailable):  # before a claim it is looked into again
                         self.see_through(self.replay_spill)
@@ -168,6 +180,20 @@ class EngineRoom:
                 else:
                     self._engine = make_engine(self.database)
             return self._engine
+
+    @contextlib.contextmanager
+    def migrating(self) -> Iterator[Engine]:
+        """An engine for the migrations: the host's, or one of its own that waits as long as a statement takes."""
+        from tokenkeeper.store.engine import make_engine  # noqa: PLC0415
+
+        if self.engine is self.database:
+            yield self.engine
+            return
+        engine = make_engine(self.engine.url, patient=True)
+        try:
+            yield engine
+        finally:
+            engine.dispose()
 
     @property
     def keyring(self) -> Keyring:
@@ -235,8 +261,12 @@ class EngineRoom:
             future: Future[Outcome] = Future()
             future.set_running_or_notify_cancel()  # it is not the caller's: who stops waiting does not cancel it
             self._running[job.key] = future, job
+            name = job.key.registration
+            workers = self._renewal_workers.get(name)
+            if workers is None:
+                workers = self._renewal_workers[name] = Workers("renewal", RENEWAL_THREADS)
         try:
-            self.submit(self.renewal_workers, self._renew, job, run, future)
+            self.submit(workers, self._renew, job, run, future)
         except TemporarilyUnavailable as error:
             self._forget_running(job.key, future)
             future.set_exception(error)
@@ -255,10 +285,10 @@ class EngineRoom:
             ) from error
 
     def see_through(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Run *function* in a renewal thread to its end, whoever stops waiting; ``close`` waits for it, too."""
-        self.refuse_if_closing()
-        future = self.submit(self.renewal_workers, function, *args)
-        with self._lock:
+        """Run *function* in a thread of the keeper's to its end, whoever stops waiting; ``close`` waits for it, too."""
+        with self._lock:  # else a close in between would not know of it
+            self.refuse_if_closing()
+            future = self.submit(self.workers, function, *args)
             self._under_way.add(future)
         future.add_done_callback(self._seen_through)
         return future
@@ -288,13 +318,13 @@ class EngineRoom:
             self._running.pop(key, None)
 
     def later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Run *function* in a renewal thread after so many seconds, unless the keeper closes before."""
+        """Run *function* in a thread of the keeper's after so many seconds, unless the keeper closes before."""
 
         def due() -> None:
             with self._lock:
                 self._timers.discard(timer)
             if not self.closing.is_set():
-                self.submit(self.renewal_workers, function)
+                self.submit(self.workers, function)
 
         timer = threading.Timer(seconds, due)
         timer.daemon = True
@@ -328,6 +358,22 @@ class EngineRoom:
                 self._told.popitem(last=False)
             return True
 
+    def is_late(self, claim_id: str) -> bool:
+        """Whether to say that a claim's tokens are not stored yet: at first, and then once a minute."""
+        now = self.monotonic()
+        if claim_id in self.late and now - self.late[claim_id] < SAID_AGAIN:
+            return False
+        self.late[claim_id] = now
+        return True
+
+    def count_contradiction(self, seen: Seen) -> int:
+        """Count that a token set was refused and called active; say how often that was."""
+        with self._lock:
+            times = self._contradictions[seen] = self._contradictions.get(seen, 0) + 1
+            while len(self._contradictions) > REMEMBERED_NEWS:
+                self._contradictions.popitem(last=False)
+            return times
+
     def count_refusal(self, key: GrantKey) -> bool:
         """Count a member whose renewed token was refused; True: so many that it must be the provider."""
         now = self.monotonic()
@@ -352,17 +398,22 @@ class EngineRoom:
         """Store what was spilled and not stored; say how many. Twice is harmless.
 
         With *grant_id*, of one grant, before its refresh token is shown again: then what cannot be stored is raised.
-        Otherwise it is left where it is.
+        Otherwise it is left where it is; and so is what is newer than its row, unless both are of the same consent.
         """
         spill, replayed = self.spill, 0
         if spill is None:
             return 0
-        for save_id, sealed in spill.read():
-            if grant_id not in (None, sealed.grant_id):
-                continue
+        try:
+            spilled = list(spill.read(grant_id))
+        except OSError as error:
+            if grant_id is None:
+                logger.error("the spill folder cannot be read (%s)", error.strerror)  # noqa: TRY400 - as below
+                return 0
+            raise _unreadable(error) from error
+        for save_id, sealed in spilled:
             events: list[Event] = []
             try:
-                self.store.save_renewal(sealed, 0.0, save_id, events.append)
+                settled = self._settle(sealed, save_id, events.append)
             except TokenKeeperError as error:
                 if grant_id is not None:
                     raise
@@ -370,12 +421,31 @@ class EngineRoom:
                     "the spilled tokens of grant %s cannot be stored yet (%s)", sealed.grant_id, error.cause
                 )
                 continue
-            spill.remove(save_id)
+            if not settled:
+                logger.error(
+                    "the spilled tokens of grant %s are newer than its row, which is of another consent (a restored "
+                    "backup?): the file stays in the spill folder",
+                    sealed.grant_id,
+                )
+                continue
+            spill.remove(sealed.grant_id, save_id)
             self.news.tell(events)
             replayed += 1
         if replayed:
             logger.warning("stored the tokens of %d grants from the spill folder", replayed)
         return replayed
+
+    def _settle(self, sealed: SealedTokens, save_id: str, tell: Callable[[Event], None]) -> bool:
+        """Store spilled tokens, or find that they are nobody's any more; False: their row has fallen behind them."""
+        over: int | None = None
+        while True:
+            saved = self.store.save_renewal(sealed, 0.0, save_id, tell, over)
+            row = saved.grant
+            if isinstance(saved, Saved) or row is None or row.generation >= sealed.generation:
+                return True
+            if row.consented_at != sealed.consented_at:
+                return False
+            over = row.generation
 
     # --- the end ---
 
@@ -391,10 +461,11 @@ class EngineRoom:
             self.closing.set()
             timers, self._timers = self._timers, set()
             waiting = [*(future for future, _ in self._running.values()), *self._under_way]
+            code_exchange = CODE_EXCHANGE_DEADLINE if self._under_way else 0.0
         for timer in timers:
             timer.cancel()
         longest = max((profile.timing.deadline for profile in self.profiles.values()), default=0.0)
-        undone = wait(waiting, max(longest, CODE_EXCHANGE_DEADLINE) + 1.0).not_done
+        undone = wait(waiting, max(longest, code_exchange) + 1.0).not_done
         if undone:
             logger.critical("closed while %d renewals or consents were under way", len(undone))
         with self._lock:
@@ -413,6 +484,15 @@ class EngineRoom:
         """What is under way, for tests and the curious."""
         with self._lock:
             return {"renewals": len(self._running), "cached": len(self.cache)}
+
+
+def _unreadable(error: OSError) -> TokenKeeperError:
+    """A grant's tokens may be in the spill folder, so its refresh token must not be shown before that is known."""
+    said = f"The spill folder cannot be read ({error.strerror}), and the grant's tokens may be in it: nothing was sent."
+    if isinstance(error, PermissionError):
+        fix = "Give this process the right to read and write the spill folder and its files."
+        return ConfigurationError(f"{said} It is the operator's turn. {fix}", cause="spill_permission", fix=fix)
+    return TemporarilyUnavailable(f"{said} It is nobody's turn: try again.", cause="spill", retry_after=1.0)
 
 
 _rooms: weakref.WeakSet[EngineRoom] = weakref.WeakSet()

@@ -1,47 +1,54 @@
-"""The front door: ``TokenKeeper`` and ``AsyncTokenKeeper``, and the decorator ``guard``.
+"""The front door: ``TokenKeeper`` and ``AsyncTokenKeeper``.
 
-Both twins are thin: they name what the host wants, and a driver runs the flow for it. The hot path, a valid token in
-memory and an answer below 400, enters no flow: one dictionary look-up, one comparison with one deadline, the call, one
-look at the status.
+Both twins are thin: they name what the host wants, and a driver runs the flow for it. ``guard.py`` has the decorator.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from types import CoroutineType, TracebackType
+from types import TracebackType
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    Concatenate,
     Generic,
     ParamSpec,
-    Protocol,
     Self,
     TypeVar,
     cast,
-    get_args,
-    get_origin,
     overload,
 )
-from uuid import UUID
 
 from tokenkeeper import answers
-from tokenkeeper.core import authorization
+from tokenkeeper.core import authorization, revocation
 from tokenkeeper.core.diagnosis import diagnose
-from tokenkeeper.core.effects import Reply
-from tokenkeeper.core.recovery import Case, guarded_call, not_connected, recover, renew_now, usable_token
+from tokenkeeper.core.effects import Reply, StoredGrant
+from tokenkeeper.core.recovery import Case, not_connected, recover, renew_now, usable_token
 from tokenkeeper.core.token_endpoint import parse_token_response
-from tokenkeeper.drivers import AsyncDriver, Call, SyncDriver, close_awaitable, offload, refuse_awaitable
+from tokenkeeper.drivers import AsyncDriver, Call, SyncDriver, offload
 from tokenkeeper.engine_room import EngineRoom
-from tokenkeeper.errors import InvalidInput, TokenKeeperError
+from tokenkeeper.errors import InvalidInput
 from tokenkeeper.events import Event
+from tokenkeeper.guard import (
+    AsyncGuard,
+    Guard,
+    Mapper,
+    Member,
+    Plan,
+    arun_guarded,
+    call_of,
+    case_of,
+    checked_member,
+    guard_async,
+    guard_sync,
+    returned,
+    run_guarded,
+)
 from tokenkeeper.model import (
     AccessToken,
     Answer,
@@ -52,9 +59,9 @@ from tokenkeeper.model import (
     GrantStatus,
     Prompt,
     Registration,
+    Revocation,
     Secret,
     Unshown,
-    member_id,
     scope_set,
 )
 from tokenkeeper.providers import make_answer
@@ -67,39 +74,15 @@ if TYPE_CHECKING:
     from tokenkeeper.store.operations import PauseRow
     from tokenkeeper.store.schema import SchemaState
 
+logger = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 
-Member = str | int | UUID
-Mapper = Callable[[Any], object]
-"""``answer=``: maps an SDK's own result or error to ``(status, headers, body)``, an Answer, or None (no answer)."""
-
 PAGE = 500
-
-
-class Guard(Protocol):
-    """What ``TokenKeeper.guard`` returns: a decorator that takes the token out of the signature."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[AccessToken, P], R], /) -> Callable[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[S, AccessToken, P], R], /) -> Callable[Concatenate[S, P], R]: ...
-
-
-class AsyncGuard(Protocol):
-    """What ``AsyncTokenKeeper.guard`` returns: a decorator that takes the token out of the signature."""
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[AccessToken, P], Awaitable[R]], /
-    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[S, AccessToken, P], Awaitable[R]], /
-    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
 
 
 class _Keeper:
@@ -124,7 +107,9 @@ class _Keeper:
 
         *leeway* (seconds before expiry at which renewal starts; default: the smaller of 5 minutes and a tenth of the
         life), *patience* (seconds that a caller waits for somebody else's renewal), *cache_seconds* (a token in memory
-        is used for so long without asking the store). With *audit*, ``TokensRenewed`` is kept in the event table too.
+        is used for so long without asking the store), *cache_size* (so many tokens at most are kept in memory),
+        *spill_directory* (a folder of this host, shared by its workers, where renewed tokens wait, sealed, while the
+        database is away). With *audit*, ``TokensRenewed`` is kept in the event table too.
         """
         place = Secret(database) if isinstance(database, str) else database
         del database  # it may hold a password: a traceback of this frame must not show it
@@ -192,23 +177,11 @@ class _Keeper:
         self._room.news.on(kind, callback)
         return callback
 
-    def _case(self, registration: str, member: Member, *, retry: bool = True) -> Case:
-        return self._room.case(registration, _member(registration, member), retry=retry)
-
-    def _call(
-        self,
-        registration: str,
-        function: Callable[[AccessToken], Any],
-        *,
-        arguments: tuple[tuple[object, ...], Mapping[str, object]] = ((), {}),
-        mapper: Mapper | None = None,
-        repeatable: bool | None = None,
-    ) -> Call:
-        profile = self._room.profiles[registration]
-        return Call(function, arguments, mapper, profile.rules.wants_body, profile.errors_in_200, repeatable)
+    def _case(self, registration: str, member: Member) -> Case:
+        return case_of(self._room, registration, member)
 
     def _cached(self, registration: str, member: object) -> AccessToken | None:
-        entry = self._room.cache.entries.get((registration, _member(registration, member)))
+        entry = self._room.cache.entries.get((registration, checked_member(registration, member)))
         return entry.token if entry is not None and self._room.monotonic() < entry.deadline else None
 
 
@@ -229,31 +202,22 @@ class TokenKeeper(_Keeper):
         renews, but does not repeat the call. *answer* maps an SDK's own result or error to ``(status, headers, body)``.
         Raises TypeError at decoration for what cannot be guarded; the call raises what ``tokenkeeper.errors`` lists.
         """
-        plan = _Plan(self, registration, member, retry, answer)
-        return cast("Guard", functools.partial(_guard_sync, self, plan))
+        plan = Plan(self._room, registration, member, retry, answer)
+        return cast("Guard", functools.partial(guard_sync, plan))
 
     def recover(
         self, registration: str, member: Member, send: Callable[[AccessToken], T], *, repeatable: bool = True
     ) -> T:
         """Do what ``guard`` does, for one call: ``send(token)`` returns a response or raises its library's HTTP error."""
-        call = self._call(registration, send, repeatable=repeatable)
-        result: T = _returned(self._run_guarded(self._case(registration, member), call))
+        case = self._case(registration, member)
+        result: T = returned(
+            run_guarded(self._room, case, call_of(self._room, registration, send, repeatable=repeatable))
+        )
         return result
 
     def attempt(self, registration: str, member: Member) -> Attempt:
         """Begin one exchange whose sending is somebody else's business (an auth object of a client)."""
         return Attempt(self, self._case(registration, member))
-
-    def _run_guarded(
-        self, case: Case, call: Call, token: AccessToken | None = None, first: Reply | None = None
-    ) -> Reply:
-        if first is not None:
-            refuse_awaitable(first)
-        reply = None if first is None else call.read(first)
-        reply = SyncDriver(self._room, call).run(guarded_call(case, token, reply))
-        if reply.answer is None and self._room.suspects:
-            self._room.call_succeeded(case.key.registration)
-        return reply
 
     def access_token(self, registration: str, member: Member, *, minimum_lifetime: float = 0) -> AccessToken:
         """Return a usable access token that lives for *minimum_lifetime* seconds more (or was renewed just now)."""
@@ -299,14 +263,37 @@ class TokenKeeper(_Keeper):
             self._room.registration(registration)
         filters = {
             "registration": registration,
-            "member": None if member is None else _member(registration, member),
+            "member": None if member is None else checked_member(registration, member),
             "status": None if status is None else str(GrantStatus(status)),
         }
         return (grant.public() for grant in self._room.store.grants(**filters))
 
     def renew(self, registration: str, member: Member) -> Grant:
-        """Renew now, also a grant that is marked as the member's turn. Raises like a guarded call."""
+        """Renew now, also a grant that is marked as the member's turn, or while its registration is paused.
+
+        Not while a renewal's outcome is in doubt and the provider would end the grant for a second try
+        (``TemporarilyUnavailable``, cause ``in_doubt``). Raises like a guarded call.
+        """
         return SyncDriver(self._room).run(renew_now(self._case(registration, member))).public()
+
+    def revoke(self, registration: str, member: Member) -> Revocation:
+        """Revoke the member's grant at the provider (RFC 7009), delete it here, and say what the provider did.
+
+        From the beginning on nobody is served, and it is seen through whoever stops waiting. Raises ConfigurationError
+        or TemporarilyUnavailable where the provider could not be told yet: the grant stays, out of service, until
+        ``revoke`` or ``forget`` is called again.
+        """
+        case = self._case(registration, member)
+        grant = SyncDriver(self._room).run(revocation.begin(case))
+        under_way = self._room.see_through(self._carry_out, case, grant)
+        try:
+            return under_way.result(self._room.patience)
+        except TimeoutError:
+            under_way.add_done_callback(_heard)
+            raise revocation.still_revoking(case) from None
+
+    def _carry_out(self, case: Case, grant: StoredGrant | None) -> Revocation:
+        return SyncDriver(self._room).run(revocation.carry_out(case, grant))
 
     def forget(self, registration: str, member: Member) -> bool:
         """Delete the member's grant here; the provider is not told. Returns whether there was one."""
@@ -343,7 +330,7 @@ class TokenKeeper(_Keeper):
 
     def _finish(self, callback: authorization.Callback | str, member: Member, session: Secret | None) -> Connection:
         driver = SyncDriver(self._room)
-        pending = driver.run(authorization.consume(callback, _member(None, member), session))
+        pending = driver.run(authorization.consume(callback, checked_member(None, member), session))
         assert isinstance(callback, authorization.Callback)
         case = self._case(pending.key.registration, pending.key.member)
         return driver.run(authorization.finish(case, callback, pending))
@@ -359,8 +346,8 @@ class TokenKeeper(_Keeper):
         """Run the migrations; safe from several processes at once."""
         from tokenkeeper.store import schema  # noqa: PLC0415 - SQLAlchemy is loaded at first use
 
-        with _store_errors():
-            schema.upgrade(self._room.engine)
+        with _store_errors(), self._room.migrating() as engine:
+            schema.upgrade(engine)
 
     def schema_state(self) -> SchemaState:
         """Compare the database's schema with this code's."""
@@ -381,13 +368,19 @@ class TokenKeeper(_Keeper):
         return self._room.store.events(
             kind=kind,
             registration=registration,
-            member=None if member is None else _member(registration, member),
+            member=None if member is None else checked_member(registration, member),
             newest_first=newest_first,
         )
 
     def pauses(self) -> list[PauseRow]:
-        """The registrations whose renewals are paused, and why."""
-        return self._room.store.pauses()
+        """The registrations whose renewals are paused, and why. A pause of credentials that were changed since is none."""
+        room = self._room
+        return [
+            pause
+            for pause in room.store.pauses()
+            if pause.registration not in room.registrations
+            or pause.credentials == room.server(pause.registration).credentials
+        ]
 
     def key_usage(self) -> dict[str, int]:
         """How many sealed tokens in the store use each key id."""
@@ -439,29 +432,21 @@ class AsyncTokenKeeper(_Keeper):
         answer: Mapper | None = None,
     ) -> AsyncGuard:
         """Do as ``TokenKeeper.guard``, for ``async def``."""
-        plan = _Plan(self, registration, member, retry, answer)
-        return cast("AsyncGuard", functools.partial(_guard_async, self, plan))
+        plan = Plan(self._room, registration, member, retry, answer)
+        return cast("AsyncGuard", functools.partial(guard_async, plan))
 
     async def recover(
         self, registration: str, member: Member, send: Callable[[AccessToken], Awaitable[T]], *, repeatable: bool = True
     ) -> T:
         """Do what ``guard`` does, for one call: ``await send(token)`` returns a response or raises."""
-        call = self._call(registration, send, repeatable=repeatable)
-        result: T = _returned(await self._run_guarded(self._case(registration, member), call))
+        case = self._case(registration, member)
+        call = call_of(self._room, registration, send, repeatable=repeatable)
+        result: T = returned(await arun_guarded(self._room, case, call))
         return result
 
     def attempt(self, registration: str, member: Member) -> AsyncAttempt:
         """Begin one exchange whose sending is somebody else's business (an auth object of a client)."""
         return AsyncAttempt(self, self._case(registration, member))
-
-    async def _run_guarded(
-        self, case: Case, call: Call, token: AccessToken | None = None, first: Reply | None = None
-    ) -> Reply:
-        reply = None if first is None else await call.aread(first)
-        reply = await AsyncDriver(self._room, call).run(guarded_call(case, token, reply))
-        if reply.answer is None and self._room.suspects:
-            self._room.call_succeeded(case.key.registration)
-        return reply
 
     async def access_token(self, registration: str, member: Member, *, minimum_lifetime: float = 0) -> AccessToken:
         """Do as ``TokenKeeper.access_token``."""
@@ -504,6 +489,19 @@ class AsyncTokenKeeper(_Keeper):
     async def renew(self, registration: str, member: Member) -> Grant:
         """Do as ``TokenKeeper.renew``."""
         return (await AsyncDriver(self._room).run(renew_now(self._case(registration, member)))).public()
+
+    async def revoke(self, registration: str, member: Member) -> Revocation:
+        """Do as ``TokenKeeper.revoke``."""
+        case = self._case(registration, member)
+        grant = await AsyncDriver(self._room).run(revocation.begin(case))
+        under_way = self._room.see_through(self.sync._carry_out, case, grant)
+        waiting = asyncio.wrap_future(under_way)
+        try:
+            return await asyncio.wait_for(asyncio.shield(waiting), self._room.patience)
+        except TimeoutError:
+            waiting.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+            under_way.add_done_callback(_heard)
+            raise revocation.still_revoking(case) from None
 
     async def forget(self, registration: str, member: Member) -> bool:
         """Do as ``TokenKeeper.forget``."""
@@ -565,7 +563,7 @@ class _AnyAttempt(Generic[K]):
         self._first: AccessToken | None = None
 
     def _call(self, *, repeatable: bool) -> Call:
-        return self._keeper._call(self._case.key.registration, _not_called, repeatable=repeatable)
+        return call_of(self._keeper._room, self._case.key.registration, _not_called, repeatable=repeatable)
 
     def _passed(self) -> None:
         if self._keeper._room.suspects:
@@ -622,230 +620,11 @@ class AsyncAttempt(_AnyAttempt[AsyncTokenKeeper]):
         return self._next(again, repeatable=repeatable)
 
 
-# --- guard -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How the host wants a function guarded."""
-
-    keeper: _Keeper
-    registration: str
-    member: str | Callable[..., Member]
-    retry: bool
-    mapper: Mapper | None
-
-    def __post_init__(self) -> None:
-        if self.registration not in self.keeper.registrations:
-            known = ", ".join(map(repr, self.keeper.registrations)) or "none"
-            raise TypeError(f"guard({self.registration!r}): there is no such registration; the keeper has {known}")
-
-
-def _guard_sync(keeper: TokenKeeper, plan: _Plan, function: Callable[..., Any]) -> Callable[..., Any]:
-    place, member_of = _inspected(plan, function, asynchronous=False)
-    room, registration, mapper = keeper._room, plan.registration, plan.mapper
-    entries, status_of = room.cache.entries, answers.status_of
-    plain = mapper is None and not room.profiles[registration].errors_in_200
-
-    def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Reply | None = None) -> Any:
-        case, call = _prepared(plan, function, place, member_of(args, kwargs), args, kwargs)
-        return _returned(keeper._run_guarded(case, call, token, first))
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        member = member_of(args, kwargs)
-        entry = entries.get((registration, member if type(member) is str else _member(registration, member)))
-        if entry is None or room.monotonic() >= entry[1]:
-            return slow(args, kwargs)
-        token = entry[0]
-        try:
-            result = function(args[0], token, *args[1:], **kwargs) if place else function(token, *args, **kwargs)
-        except TokenKeeperError:
-            raise
-        except Exception as error:
-            if mapper is None and status_of(error) is None:
-                raise
-            first = Reply(error, raised=True)
-        else:
-            if plain:
-                status = status_of(result)
-                if status is None or status < 400:
-                    if type(result) is CoroutineType:
-                        close_awaitable(result)
-                        raise TypeError(f"{function.__name__} returned a coroutine: use an AsyncTokenKeeper for it")
-                    if room.suspects:
-                        room.call_succeeded(registration)
-                    return result
-            first = Reply(result)  # and no local holds the result itself, whose repr may show the token
-            del result
-        return slow(args, kwargs, token, first)
-
-    return _without_token(guarded, function, place)
-
-
-def _guard_async(keeper: AsyncTokenKeeper, plan: _Plan, function: Callable[..., Any]) -> Callable[..., Any]:
-    place, member_of = _inspected(plan, function, asynchronous=True)
-    room, registration, mapper = keeper._room, plan.registration, plan.mapper
-    entries, status_of = room.cache.entries, answers.status_of
-    plain = mapper is None and not room.profiles[registration].errors_in_200
-
-    async def slow(args: Any, kwargs: Any, token: AccessToken | None = None, first: Reply | None = None) -> Any:
-        case, call = _prepared(plan, function, place, member_of(args, kwargs), args, kwargs)
-        return _returned(await keeper._run_guarded(case, call, token, first))
-
-    @functools.wraps(function)
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        member = member_of(args, kwargs)
-        entry = entries.get((registration, member if type(member) is str else _member(registration, member)))
-        if entry is None or room.monotonic() >= entry[1]:
-            return await slow(args, kwargs)
-        token = entry[0]
-        try:
-            result = await function(*args[:place], token, *args[place:], **kwargs)
-        except TokenKeeperError:
-            raise
-        except Exception as error:
-            if mapper is None and status_of(error) is None:
-                raise
-            first = Reply(error, raised=True)
-        else:
-            if plain:
-                status = status_of(result)
-                if status is None or status < 400:
-                    if room.suspects:
-                        room.call_succeeded(registration)
-                    return result
-            first = Reply(result)  # and no local holds the result itself, whose repr may show the token
-            del result
-        return await slow(args, kwargs, token, first)
-
-    return _without_token(guarded, function, place)
-
-
-def _prepared(
-    plan: _Plan, function: Callable[..., Any], place: int, member: Any, args: Any, kwargs: Any
-) -> tuple[Case, Call]:
-    """Return whose call it is, and the call with everything but its token."""
-    keeper, registration = plan.keeper, plan.registration
-    case = keeper._case(registration, member, retry=plan.retry)
-    call = keeper._call(
-        registration,
-        lambda token: function(*args[:place], token, *args[place:], **kwargs),
-        arguments=(args, kwargs),
-        mapper=plan.mapper,
-    )
-    return case, call
-
-
-def _inspected(
-    plan: _Plan, function: Callable[..., Any], *, asynchronous: bool
-) -> tuple[int, Callable[[tuple[Any, ...], Mapping[str, Any]], Any]]:
-    """See that a function can be guarded; return the token's position, and what finds the member in a call."""
-    if not callable(function) or isinstance(function, staticmethod):
-        raise TypeError(
-            f"guard() decorates a function, not a {type(function).__name__}; put it under @staticmethod or @classmethod"
-        )
-    name = getattr(function, "__name__", type(function).__name__)
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name} is a generator: its call is over before it has called anything; guard what it calls")
-    if is_async and not asynchronous:
-        raise TypeError(f"{name} is async def: guard it with an AsyncTokenKeeper")
-    if not is_async and asynchronous:
-        raise TypeError(f"{name} is not async def: guard it with a TokenKeeper")
-    parameters = list(inspect.signature(function).parameters.values())
-    place = _token_place(name, parameters)
-    rest = parameters[:place] + parameters[place + 1 :]
-    if callable(plan.member):
-        mapper = plan.member
-        return place, lambda args, kwargs: mapper(*args, **kwargs)
-    return place, _member_finder(name, plan.member, rest)
-
-
-def _token_place(name: str, parameters: list[inspect.Parameter]) -> int:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    for place, parameter in enumerate(parameters[:2]):
-        after_self = place == 0 or parameters[0].name in ("self", "cls")
-        if (
-            parameter.kind in positional
-            and after_self
-            and (_is_token(parameter.annotation) or parameter.name == "token")
-        ):
-            return place
-    raise TypeError(
-        f"{name} has no place for the token: give it a first parameter (or second, after self) annotated AccessToken, or "
-        "named token"
-    )
-
-
-def _is_token(annotation: object) -> bool:
-    if isinstance(annotation, str):
-        return annotation.rpartition(".")[2].strip("\"' ") == "AccessToken"
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return isinstance(annotation, type) and issubclass(annotation, AccessToken)
-
-
-def _member_finder(
-    name: str, member: str, parameters: list[inspect.Parameter]
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
-    """Return what finds the member's id among a call's arguments (without the token)."""
-    by_name = {parameter.name: parameter for parameter in parameters}
-    found = by_name.get(member)
-    keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    if found is None and not keywords:
-        raise TypeError(f"{name} has no parameter {member!r}: name the one with the member's id, guard(…, member='…')")
-    positional = found is not None and found.kind in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
-    place = parameters.index(found) if found is not None and positional else None
-    default = inspect.Parameter.empty if found is None else found.default
-
-    def find(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if member in kwargs:
-            return kwargs[member]
-        if place is not None and len(args) > place:
-            return args[place]
-        if default is inspect.Parameter.empty:
-            raise TypeError(f"{name}() was called without {member!r}, so nobody knows whose token it needs")
-        return default
-
-    return find
-
-
-def _without_token(guarded: Callable[..., Any], function: Callable[..., Any], place: int) -> Callable[..., Any]:
-    """Take the token out of what FastAPI, pytest and readers see."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    token = parameters.pop(place)
-    guarded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    guarded.__annotations__ = {k: v for k, v in getattr(function, "__annotations__", {}).items() if k != token.name}
-    return guarded
-
-
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
 def _not_called(_token: AccessToken) -> object:
     raise AssertionError("an attempt's client sends for itself")
-
-
-def _returned(reply: Reply) -> Any:
-    """Pass the user's own object through: return it, or raise it again."""
-    if isinstance(reply.value, BaseException) and reply.raised:
-        raise reply.value
-    return reply.value
-
-
-def _member(registration: str | None, member: object) -> str:
-    try:
-        return member_id(member)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        fix = "Pass the member's id as a str, an int or a UUID: not empty, at most 255 bytes of UTF-8, no control characters."
-        raise InvalidInput(
-            f"{error}. It is the operator's turn. {fix}", cause="member", fix=fix, registration=registration
-        ) from None
 
 
 def _secret(session: str | None) -> Secret | None:
@@ -862,6 +641,14 @@ def _unusable(case: Case, what: str) -> InvalidInput:
         registration=case.key.registration,
         member=case.key.member,
     )
+
+
+def _heard(future: Future[Revocation]) -> None:
+    """Nobody waits any more, so what stood in the way is told to the log; the row stays out of service."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.warning(
+            "a revocation in the background has not ended (%s)", getattr(error, "cause", type(error).__name__)
+        )
 
 
 def _next_page(grants: Iterator[Grant]) -> list[Grant]:

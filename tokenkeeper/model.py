@@ -346,6 +346,24 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """What became of a grant that was to be revoked; ``message`` says it in a sentence.
+
+    ``outcome``: ``revoked`` (the provider says so; RFC 7009 has it say the same of a token it does not know),
+    ``already_dead``, ``in_doubt`` (revoked, but a renewal's answer was lost: tokens that nobody has may live on),
+    ``unsupported`` (the provider was not told), ``refused`` (it was told, and would not), ``not_connected`` or
+    ``reconnected`` (the member has consented anew meanwhile; that grant stands). ``deleted``: whether the row is gone.
+    """
+
+    registration: str
+    member: str
+    outcome: str
+    message: str
+    deleted: bool
+    diagnosis: Diagnosis | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AuthorizationRequest:
     """Where to send the member now (RFC 6749 section 4.1.1). The URL works once, until ``expires_at``."""
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tokenkeeper.store.sealed import SealedTokens
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".sealed"
+PART = ".part"
+"""Of a file that is being written; a worker that was killed then may have left all of it there."""
+
 VERSION = 1
 
 
@@ -41,29 +45,56 @@ class Spill:
             "expires_at": expires_at,
             "expires_in": None,
         }
-        path = self._directory / f"{save_id}{SUFFIX}"
-        part = path.with_suffix(".part")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        path = self._directory / f"{sealed.grant_id}-{save_id}{SUFFIX}"
+        part = path.with_suffix(PART)
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(record, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
         folder = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
-    def remove(self, save_id: str) -> None:
+    def holds(self, grant_id: str, save_id: str) -> bool:
+        """Whether the tokens are there, whole."""
+        return (self._directory / f"{grant_id}-{save_id}{SUFFIX}").exists()
+
+    def prove(self) -> None:
+        """Write a file and remove it again. Raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(dir=self._directory, prefix="proof-")
+        os.close(file)
+        Path(name).unlink()
+
+    def remove(self, grant_id: str, save_id: str) -> None:
         """Remove the file of tokens that are stored (or nobody's any more)."""
         with contextlib.suppress(OSError):
-            (self._directory / f"{save_id}{SUFFIX}").unlink(missing_ok=True)
+            for name in (f"{grant_id}-{save_id}", save_id):  # the second is what they were called once
+                for suffix in (SUFFIX, PART):
+                    (self._directory / f"{name}{suffix}").unlink(missing_ok=True)
 
-    def read(self) -> Iterator[tuple[str, SealedTokens]]:
-        """Yield what has been spilled: ``(save_id, tokens)``. A file that cannot be read is left and logged."""
+    def read(self, grant_id: str | None = None) -> Iterator[tuple[str, SealedTokens]]:
+        """Yield what has been spilled, of a grant or of all: ``(save_id, tokens)``.
+
+        A file whose content cannot be used is left and logged. What a killed worker had written but not put in its
+        place is read, too; if it is cut short that is no news. Raises OSError where the folder, or a file of the grant
+        that was asked for, cannot be read: the tokens may be in there.
+        """
         if not self._directory.is_dir():
             return
-        for path in sorted(self._directory.glob(f"*{SUFFIX}")):
+        # The parts first: what is put in its place meanwhile is then among the others.
+        for path in (path for suffix in (PART, SUFFIX) for path in sorted(self._directory.glob(f"*{suffix}"))):
+            named = path.stem.rpartition("-")[0]
+            if grant_id is not None and named not in ("", grant_id):
+                continue
             try:
                 record = json.loads(path.read_text())
                 if record.pop("version") != VERSION:
@@ -79,9 +110,16 @@ class Spill:
                 )
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                logger.warning(
-                    "spill file %s cannot be read (%s): it is left where it is", path.name, type(error).__name__
-                )
+            except OSError as error:
+                if grant_id is not None and named == grant_id:
+                    raise
+                logger.warning("spill file %s cannot be read (%s): it is left where it is", path.name, error.strerror)
                 continue
-            yield path.name.removesuffix(SUFFIX), sealed
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if path.suffix == SUFFIX:
+                    logger.warning(
+                        "spill file %s cannot be read (%s): it is left where it is", path.name, type(error).__name__
+                    )
+                continue
+            if grant_id in (None, sealed.grant_id):
+                yield path.stem.rpartition("-")[2], sealed

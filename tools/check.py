@@ -109,6 +109,7 @@ def requirements() -> Iterator[str]:
         "run": [*core, *extras["cli"], *groups["build"]],
         "dev": [*core, *(line for extra in extras.values() for line in extra), *groups["build"], *groups["dev"]],
         "peers": [*core, *groups["peers"]],
+        "interop": groups["interop"],
     }
     for name, lines in asked.items():
         path = ROOT / "requirements" / f"{name}.txt"

@@ -80,6 +80,7 @@ def world(folder: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPa
             [providers.fake]
             authorization_endpoint = "{base_url}/authorize"
             token_endpoint = "{base_url}/token"
+            revocation_endpoint = "{base_url}/revoke"
         """)
         assert run("db", "upgrade").exit_code == 0
         yield World(provider, base_url, redirect_uri, folder)

@@ -121,6 +121,49 @@ def test_forget_asks_on_a_terminal(
         assert len(list(keeper.grants())) == left
 
 
+def test_a_grant_is_revoked(run: Run, world: World) -> None:
+    """grants revoke tells the provider, deletes, and says what the provider did; a second time there is nothing to do."""
+    world.connect("ann")
+    data = json.loads(run("grants", "revoke", "fake", "ann", "--json").stdout)
+    assert (data["registration"], data["member"], data["outcome"], data["deleted"]) == ("fake", "ann", "revoked", True)
+    assert data["message"]
+    assert [each.verdict for each in world.provider.log if each.surface == "revocation"] == ["ok"]
+    with load().keeper() as keeper:
+        assert list(keeper.grants()) == []
+    again = run("grants", "revoke", "fake", "ann")
+    assert again.exit_code == 1
+    assert again.stdout.startswith("not_connected: ")
+    assert world.provider.revocations == 1
+
+
+def test_a_provider_that_cannot_be_told_yet(run: Run, world: World) -> None:
+    """Exit 1, whose turn it is, and the grant stays, out of service; the same command finishes it."""
+    world.connect("ann")
+    world.provider.script("server_error", "revocation")
+    done = run("grants", "revoke", "fake", "ann", "--json")
+    assert done.exit_code == 1
+    error = json.loads(done.stderr)["error"]
+    assert (error["turn"], error["cause"]) == ("nobody", "provider_fault")
+    (row,) = objects(run("grants", "list", "--status", "revoking", "--json").stdout)
+    assert row["member"] == "ann"
+    assert run("grants", "revoke", "fake", "ann").exit_code == 0
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n\n", 1), ("y\n", 0)])
+def test_revoke_asks_on_a_terminal(
+    run: Run, world: World, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    """On a terminal a person confirms; declined, nothing is told and nothing is touched."""
+    world.connect("ann")
+    monkeypatch.setattr(grants, "interactive", lambda: True)
+    done = run("grants", "revoke", "fake", "ann", stdin=answer)
+    assert done.exit_code == left
+    assert "for good?" in done.stderr
+    assert world.provider.revocations == 1 - left
+    with load().keeper() as keeper:
+        assert [str(grant.status) for grant in keeper.grants()] == ["active"] * left
+
+
 def test_grants_are_imported(run: Run, world: World) -> None:
     """Each line is a grant; one that exists is skipped, unless --replace; numbers and UUIDs are members, too."""
     world.connect("ann")

@@ -150,6 +150,16 @@ def checks(done: Result) -> dict[str, list[tuple[str, str, str]]]:
     return found
 
 
+def test_doctor_tries_the_spill_folder(run: Run, world: World) -> None:
+    """A folder that cannot be written is found before a renewal needs it."""
+    settings = (world.folder / "tokenkeeper.toml").read_text()
+    (world.folder / "file").write_text("no folder")
+    for folder, status in (("spill", "ok"), ("file/below", "fail")):
+        (world.folder / "tokenkeeper.toml").write_text(f'spill_directory = "{world.folder / folder}"\n{settings}')
+        assert checks(run("doctor", "--json"))["spill_directory"][0][0] == status
+    assert list((world.folder / "spill").iterdir()) == []
+
+
 def test_doctor_finds_nothing_wrong(run: Run, world: World) -> None:
     """In a sound installation every line is ok, and the exit status is 0."""
     assert checks(run("doctor", "--json"))["sealed values"] == [("ok", "none yet", "")]
@@ -157,7 +167,7 @@ def test_doctor_finds_nothing_wrong(run: Run, world: World) -> None:
     done = run("doctor", "--json")
     found = checks(done)
     assert {status for each in found.values() for status, _, _ in each} == {"ok"}, found
-    assert set(found) >= {"cipher", "settings", "database", "sqlite", "keys", "sealed values", "clock", "pauses"}
+    assert set(found) >= {"cipher", "settings", "database", "durability", "keys", "sealed values", "clock", "pauses"}
     assert json.loads(done.stdout)["ok"] is True
     assert done.exit_code == 0
     text = run("doctor")
@@ -256,10 +266,10 @@ def test_doctor_looks_at_the_settings_of_a_hosts_own_engine(
     )
     monkeypatch.syspath_prepend(str(world.folder))
     found = checks(run("doctor", "--json", "--app", "engine_app:keeper"))
-    (journal,), (synchronous,) = found["sqlite journal_mode"], found["sqlite synchronous"]
+    (journal,), (synchronous,) = found["database journal_mode"], found["database synchronous"]
     assert [journal[0], synchronous[0]] == ["warn", "warn"]
     assert "journal_mode is delete" in journal[1]
-    assert "synchronous is less than FULL" in synchronous[1]
+    assert "synchronous is NORMAL" in synchronous[1]
 
 
 def test_doctor_misses_a_key(run: Run, world: World) -> None:

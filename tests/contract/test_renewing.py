@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,9 @@ from tokenkeeper import (
     TemporarilyUnavailable,
     TokenKeeper,
     TokensRenewed,
+    engine_room,
 )
+from tokenkeeper.spill import Spill
 
 THREADS = 50
 
@@ -425,6 +428,266 @@ def test_spilled_tokens_are_stored_at_the_next_start(desk, tmp_path, monkeypatch
     (again if world.twin == "sync" else again.sync)._room.replay_spill()
     assert list(spill.glob("*.sealed")) == []
     assert world.grant().generation == 2
+
+
+@pytest.mark.parametrize("record", ["of today", "from before"])
+@pytest.mark.parametrize("consent", ["same", "another"])
+def test_spilled_tokens_are_newer_than_a_restored_backup(desk, tmp_path, monkeypatch, caplog, record, consent):
+    """The row has fallen behind: of the same consent it is healed; where that is not sure, the file stays, and that is said."""
+    spill = tmp_path / "spill"
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800}, spill_directory=spill)
+    world.connect()
+    keeper = world.keeper if world.twin == "sync" else world.keeper.sync
+    room = keeper._room
+    with room.engine.begin() as connection:
+        backup = connection.exec_driver_sql("SELECT * FROM tokenkeeper_grant").mappings().one()
+    assert keeper.renew("acme", "ann").generation == 2
+    kept = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Spill, "remove", lambda self, *names: kept.append("-".join(names)))
+        assert keeper.renew("acme", "ann").generation == 3
+    [file] = spill.glob("*.sealed")
+    assert kept == [file.stem]
+    newest = keeper.access_token("acme", "ann").reveal()
+    with room.engine.begin() as connection:
+        for column, value in backup.items():
+            connection.exec_driver_sql(f"UPDATE tokenkeeper_grant SET {column} = ?", (value,))
+        if consent == "another":
+            connection.exec_driver_sql("UPDATE tokenkeeper_grant SET consented_at = consented_at + 1")
+    if record == "from before":
+        content = json.loads(file.read_text())
+        assert content.pop("consented_at") == backup["consented_at"]
+        file.write_text(json.dumps(content))
+    assert world.grant().generation == 1
+    again = world.another(spill_directory=spill)
+    (again if world.twin == "sync" else again.sync)._room.replay_spill()
+    healed = (record, consent) == ("of today", "same")
+    assert world.does(again.grant("acme", "ann")).generation == (3 if healed else 1)
+    assert file.exists() is not healed
+    assert ("stays in the spill folder" in caplog.text) is not healed
+    if healed:
+        assert world.does(again.access_token("acme", "ann")).reveal() == newest
+        assert world.does(again.renew("acme", "ann")).generation == 4
+    assert world.provider.reuses == 0
+
+
+def test_tokens_stay_spilled_until_their_row_is_healed(desk, tmp_path, monkeypatch):
+    """The row falls behind during the request, and the store is away again when it is to be healed: the file is there."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800}, spill_directory=tmp_path)
+    world.connect()
+    world.does(world.keeper.renew("acme", "ann"))
+    store = type(world.keeper._room.store)
+    save, seen = store.save_renewal, []
+
+    def rewound(self, sealed, elapsed, save_id, tell, over=None):
+        seen.append((over, len(list(tmp_path.glob("*.sealed")))))
+        if len(seen) == 1:
+            with self.engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE tokenkeeper_grant SET generation = 1, claim_id = NULL")
+        if len(seen) == 2:
+            raise TemporarilyUnavailable("away", cause="store")
+        return save(self, sealed, elapsed, save_id, tell, over)
+
+    monkeypatch.setattr(store, "save_renewal", rewound)
+    assert world.does(world.keeper.renew("acme", "ann")).generation == 3
+    assert seen == [(None, 1), (1, 1), (1, 1)]
+    assert list(tmp_path.glob("*.sealed")) == []
+
+
+@pytest.mark.parametrize(("number", "kind"), [(5, TemporarilyUnavailable), (13, ConfigurationError)])
+def test_a_spill_folder_that_cannot_be_read_holds_the_renewal(desk, tmp_path, monkeypatch, number, kind):
+    """The successor may be in there: nothing is sent, and whose turn it is is said. At start it is only logged."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800}, spill_directory=tmp_path)
+    world.connect()
+    with monkeypatch.context() as patched:
+
+        def unreadable(self, grant_id=None):
+            raise OSError(number, "not today")
+
+        patched.setattr(Spill, "read", unreadable)
+        with pytest.raises(kind, match="spill"):
+            world.does(world.keeper.renew("acme", "ann"))
+        keeper = world.keeper if world.twin == "sync" else world.keeper.sync
+        assert keeper._room.replay_spill() == 0
+    assert world.provider.token_requests == 0
+    assert world.does(world.keeper.renew("acme", "ann")).generation == 2
+
+
+@pytest.mark.parametrize("raised", [ConnectionError("no token for the database"), RuntimeError("the vault is sealed")])
+def test_renewed_tokens_outlast_whatever_the_engine_raises(desk, monkeypatch, raised):
+    """A host's engine may fetch its password from somewhere: what fails there is tried again, and no token is dropped."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800})
+    world.connect()
+    store = world.keeper._room.store
+    save, failures = store.save_renewal, []
+
+    def once(*args, **kwargs):
+        if not failures:
+            failures.append(True)
+            raise raised
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(store, "save_renewal", once)
+    assert world.does(world.keeper.renew("acme", "ann")).generation == 2
+    assert failures
+    assert (world.provider.token_requests, world.provider.reuses) == (1, 0)
+
+
+def test_an_engine_that_cannot_connect_is_the_weather(desk, monkeypatch):
+    """Not SQLAlchemy's exception but the system's own: it leaves as ours, and says whose turn it is."""
+    world = desk()
+    world.connect()
+    engine = world.keeper._room.engine
+    for error, kind in (
+        (ConnectionError("refused"), TemporarilyUnavailable),
+        (PermissionError(13, "no"), ConfigurationError),
+    ):
+
+        def broken(error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "connect", broken)
+            with pytest.raises(kind):
+                world.grant()
+
+
+def test_one_provider_that_hangs_holds_up_no_other(desk, monkeypatch):
+    """Each registration has renewal threads of its own, and so have revocations and callbacks."""
+    monkeypatch.setattr(engine_room, "RENEWAL_THREADS", 1)
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800})
+    world.connect()
+    world.connect("ben")
+    keeper = world.keeper if world.twin == "sync" else world.keeper.sync
+    room = keeper._room
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as threads, world.provider.hold("token", at="arrival", times=1) as gate:
+        waiting = threads.submit(keeper.access_token, "acme", "ann")
+        gate.wait_until_held(1, timeout=10)
+        room.registrations["second"], room.profiles["second"] = world.registration, room.profiles["acme"]
+        keeper.save_tokens("second", "ben", world.provider.issue(member="ben"))
+        assert keeper.renew("second", "ben").generation == 2
+        assert room.see_through(lambda: busy.set() or True).result(10)
+        assert not waiting.done()
+    assert waiting.result(10).generation == 2
+    assert busy.is_set()
+
+
+def test_close_leaves_spilled_tokens_where_they_are(desk, tmp_path, monkeypatch, caplog):
+    """The database is away and the tokens are on the disk: nothing is waited for, and the next start stores them."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800}, spill_directory=tmp_path)
+    world.connect()
+    keeper = world.keeper if world.twin == "sync" else world.keeper.sync
+    store = type(keeper._room.store)
+    save, away = store.save_renewal, threading.Event()
+
+    def never(self, *args, **kwargs):
+        away.set()
+        raise TemporarilyUnavailable("away", cause="store")
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(1) as threads:
+        patched.setattr(store, "save_renewal", never)
+        waiting = threads.submit(keeper.renew, "acme", "ann")
+        assert away.wait(10)
+        world.does(world.keeper.close())
+        with pytest.raises(TemporarilyUnavailable):
+            waiting.result(10)
+    assert len(list(tmp_path.glob("*.sealed"))) == 1
+    assert "stay in the spill folder" in caplog.text
+    assert "closed while" not in caplog.text
+    assert store.save_renewal is save
+    again = world.another(spill_directory=tmp_path)
+    twin = again if world.twin == "sync" else again.sync
+    twin._room.replay_spill()
+    assert world.does(again.access_token("acme", "ann")).generation == 2
+    assert world.provider.token_requests == 1
+
+
+def test_a_late_save_is_told_once_a_minute(desk, monkeypatch, caplog):
+    """Not once a try; and once more when it has worked."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800})
+    world.connect()
+    store = world.keeper._room.store
+    save, tries = store.save_renewal, []
+
+    def late(*args, **kwargs):
+        tries.append(world.clock())
+        if tries[-1] - tries[0] < 90:
+            raise TemporarilyUnavailable("away", cause="store")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(store, "save_renewal", late)
+    assert world.does(world.keeper.renew("acme", "ann")).generation == 2
+    said = [record.getMessage() for record in caplog.records if "renewed tokens" in record.getMessage()]
+    assert len(tries) > 50
+    assert ["not stored yet" in each for each in said] == [True, True, False]
+    assert "are stored now" in said[-1]
+
+
+def test_a_stale_claim_sends_nothing(desk, monkeypatch):
+    """The process stood still for longer than its lease: another has renewed, and the last look before sending sees it."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800})
+    world.connect()
+    other = world.another()
+    store = world.keeper._room.store
+    open_refresh_token = store.open_refresh_token
+    stood_still = []
+
+    def slowly(grant, tell):
+        token = open_refresh_token(grant, tell)
+        if not stood_still:
+            stood_still.append(True)
+            world.clock.advance(3600)
+            keeper = other if world.twin == "sync" else other.sync
+            assert keeper.renew("acme", "ann").generation == 2
+        return token
+
+    monkeypatch.setattr(store, "open_refresh_token", slowly)
+    assert world.does(world.keeper.access_token("acme", "ann")).generation == 2
+    assert stood_still
+    assert (world.provider.token_requests, world.provider.reuses) == (1, 0)
+
+
+def test_what_was_renewed_is_served_at_once(desk):
+    """Renewed by hand while the old token is in memory: the old one is not served any more."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 86_400})
+    world.connect()
+    assert world.does(world.keeper.access_token("acme", "ann")).generation == 1
+    world.does(world.keeper.renew("acme", "ann"))
+    assert world.does(world.keeper.access_token("acme", "ann")).generation == 2
+
+
+def test_a_keeper_that_closes_takes_no_claim(desk, monkeypatch):
+    """It began to close while a renewal looked at the row: nothing is claimed and nothing sent."""
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800})
+    world.connect()
+    room = world.keeper._room
+    load_pause = room.store.load_pause
+
+    def closing(*args, **kwargs):
+        room.closing.set()
+        return load_pause(*args, **kwargs)
+
+    monkeypatch.setattr(room.store, "load_pause", closing)
+    with pytest.raises(ConfigurationError, match="closed"):
+        world.does(world.keeper.access_token("acme", "ann"))
+    assert world.provider.token_requests == 0
+
+
+def test_a_forked_child_has_none_of_its_parents_connections(desk, monkeypatch):
+    """They are left to the parent: not closed by the child, and not used."""
+    world = desk()
+    world.connect()
+    room = world.keeper._room
+    engine, store = room.engine, room.store
+    disposed = []
+    monkeypatch.setattr(engine, "dispose", lambda close=True: disposed.append(close))
+    room.after_fork()
+    assert disposed == [False]
+    assert room.engine is not engine
+    assert room.store is not store
+    monkeypatch.undo()
+    engine.dispose()
 
 
 def test_two_keepers_are_two_processes(desk):

@@ -512,11 +512,11 @@ def test_spilled_tokens_are_stored_before_the_refresh_token_is_shown_again(desk,
     other.grant("acme", "ann")
 
     def dies(*_args, **_kwargs):
-        raise SystemError("killed")
+        raise SystemExit("killed")
 
     with monkeypatch.context() as patched:
         patched.setattr(Store, "save_renewal", dies)
-        with pytest.raises(SystemError):
+        with pytest.raises(SystemExit):
             world.does(world.keeper.access_token("acme", "ann"))
     assert world.provider.token_requests == 1
     world.clock.advance(1000)

@@ -15,6 +15,7 @@ from tokenkeeper.core.effects import (
     Announce,
     Claim,
     ClaimGrant,
+    CountContradiction,
     EndPause,
     Gone,
     Introspect,
@@ -37,6 +38,7 @@ from tokenkeeper.core.effects import (
     ReleaseClaim,
     RememberSecret,
     Renewed,
+    RevokeToken,
     Saved,
     SaveTokens,
     SecretInUse,
@@ -48,7 +50,7 @@ from tokenkeeper.core.effects import (
     Weather,
 )
 from tokenkeeper.core.profile import Profile
-from tokenkeeper.core.renewal import MAX_BACK_OFF, RenewalJob, answers, back_off, renew
+from tokenkeeper.core.renewal import CONTRADICTIONS, MAX_BACK_OFF, POLL, RenewalJob, answers, back_off, held_back, renew
 from tokenkeeper.core.rules import Rule
 from tokenkeeper.core.token_endpoint import CLAIM_LOST, NeverSent, Unanswered
 from tokenkeeper.errors import ConfigurationError, KeyUnavailable
@@ -88,6 +90,8 @@ def claimed(what: RenewalJob, grant: StoredGrant = OLD, claim: Claim | None = No
     if not what.forced:
         script.step(LoadPause, None)
     assert script.step(ClaimGrant, claim) == ClaimGrant(grant, what.profile.timing.lease, what.forced)
+    if not what.forced:
+        script.step(LoadPause, None)
     assert script.step(OpenRefreshToken, OpenedRefreshToken(REFRESH)).claim is claim
     script.step(SecretInUse, 0)
     return script, claim
@@ -114,7 +118,6 @@ def test_a_renewal() -> None:
     assert spilled.tokens is saving.tokens
     assert (saving.claim, saving.sent_at) == (claim, SENT_AT)
     assert saving.tokens.refresh_token == Secret("refresh-5")
-    script.step(LoadPause, None)
     assert script.end() == Renewed(NEWER)
 
 
@@ -123,7 +126,6 @@ def test_the_old_refresh_token_stays_where_none_came() -> None:
     script, _ = redeemed(job(), token_answer(200, {"access_token": "access-5"}))
     script.step(SpillTokens)
     assert script.step(SaveTokens, Saved(NEWER)).tokens.refresh_token == REFRESH
-    script.step(LoadPause, None)
     script.end()
 
 
@@ -131,15 +133,17 @@ def test_a_success_ends_the_registrations_pause() -> None:
     """One renewal in a while probes a pause, and its success ends it."""
     script = Script(renew(job()))
     script.step(LoadGrant, OLD)
-    script.step(LoadPause, Pause("invalid_client", "fix it", probing=True))
+    script.step(LoadPause, Pause("invalid_client", "fix it", due=True))
     claim = claim_of()
     script.step(ClaimGrant, claim)
+    assert script.step(LoadPause, Pause("invalid_client", "fix it", due=True)) == LoadPause(
+        KEY.registration, probe=True
+    )
     script.step(OpenRefreshToken, OpenedRefreshToken(REFRESH))
     script.step(SecretInUse, 0)
     script.step(Redeem, Redeemed(ISSUED, SENT_AT))
     script.step(SpillTokens)
     script.step(SaveTokens, Saved(NEWER))
-    script.step(LoadPause, Pause("invalid_client", "fix it"))
     assert script.step(EndPause) == EndPause(KEY.registration)
     assert script.end() == Renewed(NEWER)
 
@@ -154,7 +158,6 @@ def test_the_store_cannot_be_written() -> None:
         pauses.append(script.step(Sleep).seconds)
     assert pauses == [0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0]
     script.step(SaveTokens, Saved(NEWER))
-    script.step(LoadPause, None)
     assert script.end() == Renewed(NEWER)
 
 
@@ -197,7 +200,6 @@ def test_the_successor_of_a_refresh_token_that_a_consent_kept() -> None:
     assert (saving.tokens.access_token, saving.tokens.refresh_token) == (theirs, Secret("refresh-5"))
     assert (saving.tokens.expires_at, saving.tokens.expires_in) == (START / SECOND + 7200, None)
     assert saving.tokens.scopes is None
-    script.step(LoadPause, None)
     assert script.end() == Renewed(latest)
 
 
@@ -229,13 +231,62 @@ def test_a_consent_with_a_refresh_token_of_its_own_is_left_alone(kept: Any) -> N
     assert script.end() == Adopted(consent)
 
 
-@pytest.mark.parametrize("row", [a_grant(generation=5, sealed_refresh_token=None), a_grant(generation=3)])
+@pytest.mark.parametrize(
+    "row", [a_grant(generation=5, sealed_refresh_token=None), a_grant(generation=3, consented_at=START - 7200 * SECOND)]
+)
 def test_a_row_that_cannot_have_kept_it(row: StoredGrant) -> None:
-    """No refresh token in the newer row, or a row from before (a restored backup): it is looked at again."""
+    """No refresh token in the newer row, or an older consent (a restored backup): it is looked at again."""
     script, _ = redeemed(job(), ISSUED)
     script.step(SpillTokens)
     script.step(SaveTokens, Overtaken(row))
     script.step(Sleep)
+
+
+def test_a_row_that_fell_behind_is_healed() -> None:
+    """A backup was restored while the answer was on its way: the same consent's newest tokens go over what stands there."""
+    script, claim = redeemed(job(), ISSUED)
+    script.step(SpillTokens)
+    assert script.step(SaveTokens, Overtaken(a_grant(generation=2))).over is None
+    saving = script.step(SaveTokens, Overtaken(a_grant(generation=3)))
+    assert (saving.claim, saving.over) == (claim, 2)
+    assert script.step(SaveTokens, Saved(NEWER)).over == 3, "it moved again meanwhile"
+    assert script.end() == Renewed(NEWER)
+
+
+@pytest.mark.parametrize(
+    ("answer", "token", "hint"),
+    [
+        (ISSUED, "refresh-5", "refresh_token"),
+        (token_answer(200, {"access_token": "access-5"}), "refresh-4", "refresh_token"),
+    ],
+)
+def test_the_grant_was_revoked_while_its_renewal_was_under_way(answer: Answer, token: str, hint: str) -> None:
+    """A late answer to a grant that was revoked and deleted: its tokens are revoked too, once, whatever comes of it."""
+    what = job()
+    what = replace(what, profile=replace(what.profile, revocation_endpoint="https://provider.example/revoke"))
+    script, _ = redeemed(what, answer)
+    script.step(SpillTokens)
+    script.step(SaveTokens, Overtaken(None, revoked=True))
+    script.step(SecretInUse, 0)
+    sent = script.step(RevokeToken, Redeemed(Unanswered("timeout"), SENT_AT))
+    assert sent == RevokeToken(KEY.registration, Secret(token), hint, what.profile.timing.deadline, 0)
+    script.step(Sleep)
+    script.step(LoadGrant, None)
+    assert script.end() == Gone()
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_nobody_is_told_of_tokens_without_a_revocation_or_an_endpoint(revoked: bool) -> None:
+    """Forgotten, the tokens are dropped; revoked at a provider that has no revocation endpoint, too."""
+    what = job()
+    endpoint = None if revoked else "https://provider.example/revoke"
+    what = replace(what, profile=replace(what.profile, revocation_endpoint=endpoint))
+    script, _ = redeemed(what, ISSUED)
+    script.step(SpillTokens)
+    script.step(SaveTokens, Overtaken(None, revoked=revoked))
+    script.step(Sleep)
+    script.step(LoadGrant, None)
+    assert script.end() == Gone()
 
 
 def test_tokens_of_a_grant_that_is_being_revoked_are_not_served() -> None:
@@ -244,7 +295,6 @@ def test_tokens_of_a_grant_that_is_being_revoked_are_not_served() -> None:
     script.step(SpillTokens)
     revoking = a_grant(generation=5, status=GrantStatus.REVOKING)
     script.step(SaveTokens, Saved(revoking))
-    script.step(LoadPause, None)
     script.step(Sleep)
     script.step(LoadGrant, revoking)
     outcome = script.end()
@@ -322,7 +372,7 @@ def test_nothing_is_sent(what: RenewalJob, grant: StoredGrant | None, outcome: A
         pytest.param(job(refused=True), a_grant(renewed_at=START - 31 * SECOND), id="refused, renewed a while ago"),
         pytest.param(job(forced=True), MARKED, id="forced, marked"),
         pytest.param(job(forced=True), a_grant(retry_at=START + SECOND), id="forced, back-off"),
-        pytest.param(job(forced=True), a_grant(**DOUBT), id="forced, in doubt"),
+        pytest.param(job(forced=True), a_grant(**DOUBT | EXPIRED), id="forced, in doubt"),
         pytest.param(job(), a_grant(retry_at=START, **EXPIRED), id="the back-off is over"),
         pytest.param(job(Rotation.NONE), a_grant(**DOUBT), id="in doubt: replayed freely"),
         pytest.param(job(Rotation.BY_USE), a_grant(**DOUBT), id="in doubt, by use"),
@@ -380,32 +430,60 @@ def test_a_paused_registration() -> None:
 
 
 def test_a_waiter_polls_without_a_claim() -> None:
-    """Somebody else has the claim: the row is looked at again, 25 to 100 ms apart, until there is an outcome."""
+    """Somebody else's claim visibly holds: the row is looked at, 25 to 100 ms apart, and the claim is not fought for."""
     script = Script(renew(job()))
-    held = a_grant(claim_id="ab" * 16, **EXPIRED)
+    held = a_grant(claim_id="ab" * 16, claimed_until=START, **EXPIRED)
     pauses = []
-    for _ in range(4):
+    for _ in range(len(POLL) + 2):
         script.step(LoadGrant, held)
-        script.step(LoadPause, None)
-        script.step(ClaimGrant, None)
-        pauses.append(script.step(Sleep).seconds)
+        sleep = script.step(Sleep)
+        assert sleep.idle
+        pauses.append(sleep.seconds)
     script.step(LoadGrant, NEWER)
     assert script.end() == Adopted(NEWER)
     spread = 0.75 + 0.5 * 0xAB / 0xFF
-    assert pauses == pytest.approx([0.025 * spread, 0.05 * spread, 0.1 * spread, 0.1 * spread])
+    assert pauses == pytest.approx([pause * spread for pause in (*POLL, 0.1, 0.1)])
+    assert (POLL[0], max(POLL)) == (0.025, 0.1)
 
 
-def test_a_waiter_does_not_wait_for_ever() -> None:
-    """Two leases are the end of it: the weather."""
+def test_asked_for_and_in_doubt_while_the_old_token_works() -> None:
+    """Strict: a second try may end the grant, and whoever asks for a renewal does not ask for that."""
+    script = Script(renew(job(forced=True)))
+    script.step(LoadGrant, a_grant(**DOUBT))
+    assert script.end() == Weather("in_doubt", retry_after=3000.0)
+    lapsed = a_grant(claim_id="ab" * 16, claimed_until=START - 1, **DOUBT)
+    script = Script(renew(job(forced=True)))
+    script.step(LoadGrant, lapsed)
+    claim = claim_of(lapsed, tries=2)
+    script.step(ClaimGrant, claim)
+    assert script.step(ReleaseClaim) == ReleaseClaim(claim, in_doubt=False, failed=False)
+
+
+def test_a_claim_that_has_lapsed_is_tried_at_once() -> None:
+    """By the database's clock it is over: the first look is enough to try."""
+    script = Script(renew(job()))
+    lapsed = a_grant(claim_id="ab" * 16, claimed_until=START - 1, **EXPIRED)
+    script.step(LoadGrant, lapsed)
+    script.step(LoadPause, None)
+    assert script.step(ClaimGrant, None).grant is lapsed
+
+
+def test_a_waiter_tries_after_a_lease_and_does_not_wait_for_ever() -> None:
+    """A clock may be wrong: after a whole lease of its own waiting the claim is tried. Two leases are the end: the weather."""
     what = job(Rotation.GRACE)
+    lease = what.profile.timing.lease
+    held = a_grant(claim_id="ab" * 16, claimed_until=START + 9_999 * SECOND, **EXPIRED)
     script = Script(renew(what))
     waited = 0.0
-    while waited <= 2 * what.profile.timing.lease:
-        script.step(LoadGrant, a_grant(claim_id="ab" * 16, **EXPIRED))
+    while waited < lease:
+        script.step(LoadGrant, held)
+        waited += script.step(Sleep).seconds
+    while waited <= 2 * lease:
+        script.step(LoadGrant, held)
         script.step(LoadPause, None)
         script.step(ClaimGrant, None)
         waited += script.step(Sleep).seconds
-    script.step(LoadGrant, a_grant(claim_id="ab" * 16, **EXPIRED))
+    script.step(LoadGrant, held)
     script.step(LoadPause, None)
     script.step(ClaimGrant, None)
     assert script.end() == Weather("claimed_elsewhere", retry_after=0.1)
@@ -443,6 +521,7 @@ def test_the_refresh_token_does_not_open() -> None:
     script.step(LoadPause, None)
     claim = claim_of()
     script.step(ClaimGrant, claim)
+    script.step(LoadPause, None)
     error = KeyUnavailable("no key", cause="key_unavailable", fix="add it")
     script.step(OpenRefreshToken, Misconfigured(error))
     assert script.step(ReleaseClaim) == ReleaseClaim(claim, in_doubt=False, failed=False)
@@ -566,7 +645,6 @@ def invalid_grant(more: str = "") -> Answer:
 def test_refused_marks_the_grant(more: str, tries: int, cause: str) -> None:
     """A definitive answer: marked by name of grant, generation and claim. In doubt before, it is told as a lost answer."""
     script, claim = redeemed(job(), invalid_grant(more), claim_of(tries=tries))
-    script.step(LoadPause, None)
     assert script.step(MarkGrant, Marked(MARKED)) == MarkGrant(claim.grant, cause, claim)
     outcome = script.end()
     assert isinstance(outcome, MemberTurn)
@@ -575,18 +653,28 @@ def test_refused_marks_the_grant(more: str, tries: int, cause: str) -> None:
 
 def test_refused_ends_a_pause() -> None:
     """The client was accepted, the grant was not: a pause of the registration is over."""
-    script, _ = redeemed(job(), invalid_grant())
-    script.step(LoadPause, Pause("invalid_client", "fix it"))
+    script, _ = redeemed(job(forced=True), invalid_grant())
     script.step(EndPause)
     script.step(MarkGrant, Marked(MARKED))
     script.end()
+
+
+def test_a_pause_that_came_with_the_claim_before() -> None:
+    """Another worker was refused and paused the registration while we looked: the claim is given back, nothing is sent."""
+    script = Script(renew(job()))
+    script.step(LoadGrant, OLD)
+    script.step(LoadPause, None)
+    claim = claim_of()
+    script.step(ClaimGrant, claim)
+    script.step(LoadPause, Pause("invalid_client", "fix it"))
+    assert script.step(ReleaseClaim) == ReleaseClaim(claim, in_doubt=False, failed=False)
+    assert isinstance(script.end(), OperatorTurn)
 
 
 def test_interaction_required_carries_the_claims() -> None:
     """The member must do something at the provider: what it asked for goes into the prompt."""
     answer = token_answer(400, {"error": "interaction_required", "claims": '{"access_token":{"acr":null}}'})
     script, _ = redeemed(job(), answer)
-    script.step(LoadPause, None)
     mark = script.step(MarkGrant, Marked(MARKED))
     assert mark.cause == "interaction_required"
     assert mark.claims is not None
@@ -600,7 +688,6 @@ def test_interaction_required_carries_the_claims() -> None:
 def test_refused_and_the_row_has_moved_on(then: StoredGrant | None, outcome: Any) -> None:
     """The mark would have been wrong: the row is looked at again."""
     script, _ = redeemed(job(), invalid_grant())
-    script.step(LoadPause, None)
     script.step(MarkGrant, then)
     script.step(Sleep)
     script.step(LoadGrant, then)
@@ -611,12 +698,9 @@ def test_refused_while_somebody_else_has_taken_over() -> None:
     """The claim is another's by now: the other one's outcome is waited for."""
     taken = a_grant(claim_id="ab" * 16, claimed_until=START + 5 * SECOND, **EXPIRED)
     script, _ = redeemed(job(), invalid_grant())
-    script.step(LoadPause, None)
     script.step(MarkGrant, taken)
     script.step(Sleep)
     script.step(LoadGrant, taken)
-    script.step(LoadPause, None)
-    script.step(ClaimGrant, None)
     script.step(Sleep)
     script.step(LoadGrant, NEWER)
     assert script.end() == Adopted(NEWER)
@@ -634,7 +718,6 @@ def test_refused_while_somebody_else_has_taken_over() -> None:
 def test_introspection_tells_why(said: str | None, cause: str) -> None:
     """One sentence for expired, revoked and invalid: the introspection endpoint tells them apart."""
     script, _ = redeemed(job(introspection_endpoint="https://provider.example/introspect"), invalid_grant())
-    script.step(LoadPause, None)
     assert script.step(Introspect, said).token == REFRESH
     assert script.step(MarkGrant, Marked(MARKED)).cause == cause
     script.end()
@@ -643,17 +726,31 @@ def test_introspection_tells_why(said: str | None, cause: str) -> None:
 def test_refused_and_yet_active_is_the_weather() -> None:
     """The provider contradicts itself: nobody is marked."""
     script, claim = redeemed(job(introspection_endpoint="https://provider.example/introspect"), invalid_grant())
-    script.step(LoadPause, None)
     script.step(Introspect, "active")
+    assert script.step(CountContradiction, 1).seen == OLD.seen
     assert script.step(ReleaseClaim) == ReleaseClaim(claim, in_doubt=False, retry_after=back_off(claim))
     assert script.end().cause == "contradiction"
+
+
+def test_refused_and_active_again_and_again_is_the_members_turn() -> None:
+    """Introspection may know nothing of the account: when the refusal goes on, it counts."""
+    script, _ = redeemed(job(introspection_endpoint="https://provider.example/introspect"), invalid_grant())
+    script.step(Introspect, "active")
+    script.step(CountContradiction, CONTRADICTIONS + 1)
+    assert script.step(MarkGrant, Marked(MARKED)).cause == "grant_invalid"
+    assert isinstance(script.end(), MemberTurn)
+
+
+def test_renewed_in_the_future_holds_nothing_back() -> None:
+    """The database's clock was set back since: a refusal may renew, rather than wait for the clock to catch up."""
+    assert held_back(a_grant(renewed_at=START - 10 * SECOND)) == 20.0
+    assert held_back(a_grant(renewed_at=START + 3590 * SECOND)) == 0.0
 
 
 def test_what_says_revoked_is_not_introspected() -> None:
     """The answer says it all: no second question."""
     what = job(introspection_endpoint="https://provider.example/introspect")
     script, _ = redeemed(what, invalid_grant("token was revoked"))
-    script.step(LoadPause, None)
     script.step(MarkGrant, Marked(MARKED))
 
 
@@ -692,10 +789,11 @@ def test_words_of_another_surface_condemn_nobody(verdict: Verdict) -> None:
 def test_the_clients_fault_pauses_the_registration(answer: Answer, cause: str) -> None:
     """The operator's turn: no grant is touched, the claim is given back, all workers pause."""
     script, claim = redeemed(job(), answer)
-    assert script.step(ReleaseClaim) == ReleaseClaim(claim, in_doubt=False, failed=False)
     pause = script.step(PauseRegistration)
     assert (pause.registration, pause.cause) == (KEY.registration, cause)
     assert pause.fix
+    # Only then: who takes the claim next must see the pause.
+    assert script.step(ReleaseClaim) == ReleaseClaim(claim, in_doubt=False, failed=False)
     outcome = script.end()
     assert isinstance(outcome, OperatorTurn)
     assert outcome.cause == cause
@@ -723,7 +821,6 @@ def test_a_list_of_secrets_is_tried_in_order() -> None:
     assert script.step(RememberSecret) == RememberSecret(KEY.registration, 1)
     script.step(SpillTokens)
     assert script.step(SaveTokens, Saved(NEWER)).claim is claim
-    script.step(LoadPause, None)
     script.end()
 
 
@@ -733,12 +830,13 @@ def test_no_secret_works() -> None:
     script.step(LoadGrant, OLD)
     script.step(LoadPause, None)
     script.step(ClaimGrant, claim_of())
+    script.step(LoadPause, None)
     script.step(OpenRefreshToken, OpenedRefreshToken(REFRESH))
     script.step(SecretInUse, 1)
     assert script.step(Redeem, Redeemed(TOKEN_ANSWERS["invalid_client"], 1.0)).secret == 1
     assert script.step(Redeem, Redeemed(TOKEN_ANSWERS["invalid_client"], 1.0)).secret == 0
-    script.step(ReleaseClaim)
     script.step(PauseRegistration)
+    script.step(ReleaseClaim)
     assert isinstance(script.end(), OperatorTurn)
 
 

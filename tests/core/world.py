@@ -17,10 +17,12 @@ from tokenkeeper.core.diagnosis import Rules
 from tokenkeeper.core.effects import (
     SECOND,
     Announce,
+    BeginRevocation,
     CallApi,
     Claim,
     ClaimGrant,
     CountRefusal,
+    DeleteRevoked,
     Discard,
     Effect,
     EndPause,
@@ -34,8 +36,10 @@ from tokenkeeper.core.effects import (
     NewId,
     OpenAccessToken,
     OpenedRefreshToken,
+    OpenedToRevoke,
     OpenPrompt,
     OpenRefreshToken,
+    OpenToRevoke,
     Overtaken,
     Pause,
     PauseRegistration,
@@ -47,6 +51,7 @@ from tokenkeeper.core.effects import (
     Renew,
     Repeatable,
     Reply,
+    RevokeToken,
     SaveConsent,
     Saved,
     SaveTokens,
@@ -265,32 +270,41 @@ class ModelStore:
         """Read a grant's row."""
         return self.stored(self.rows.get(key), now)
 
-    def claim(self, grant: StoredGrant, claim_id: str, lease: float, now: int, *, forced: bool = False) -> Claim | None:
-        """Take the claim, if nothing stands in the way."""
+    def claim(
+        self,
+        grant: StoredGrant,
+        claim_id: str,
+        lease: float,
+        now: int,
+        *,
+        forced: bool = False,
+        revoking: bool = False,
+    ) -> Claim | None:
+        """Take the claim, if nothing stands in the way. To revoke is no presentation to the token endpoint."""
         row = self.row_of(grant)
-        if row is None or not self.claimable(row, grant, now, forced=forced):
+        may = self.revocable if revoking else self.claimable
+        if row is None or not may(row, grant, now, forced=forced):
             return None
-        row = self._put(
-            replace(
-                row,
-                claim_id=claim_id,
-                claimed_until=now + round(lease * SECOND),
-                in_flight_since=now if row.in_flight_since is None else row.in_flight_since,
-                in_flight_tries=row.in_flight_tries + 1,
-            )
-        )
+        row = replace(row, claim_id=claim_id, claimed_until=now + round(lease * SECOND))
+        if not revoking:
+            since = now if row.in_flight_since is None else row.in_flight_since
+            row = replace(row, in_flight_since=since, in_flight_tries=row.in_flight_tries + 1)
+        row = self._put(row)
         stored = self.stored(row, now)
         assert stored is not None
         return Claim(claim_id, stored, now / SECOND, lease)
 
     def claimable(self, row: Row, grant: StoredGrant, now: int, *, forced: bool) -> bool:
         """Whether a claim on what was read in *grant* may be taken."""
-        free = row.claim_id is None or (row.claimed_until is not None and row.claimed_until < now)
-        if row.generation != grant.generation or row.refresh_token is None or not free:
+        if row.generation != grant.generation or row.refresh_token is None or not unclaimed(row, now):
             return False
         if forced:
             return row.status is not GrantStatus.REVOKING
         return row.status is GrantStatus.ACTIVE and (row.retry_at is None or row.retry_at <= now)
+
+    def revocable(self, row: Row, grant: StoredGrant, now: int, *, forced: bool) -> bool:
+        """Whether a claim to revoke what was read in *grant* may be taken."""
+        return row.generation == grant.generation and row.status is GrantStatus.REVOKING and unclaimed(row, now)
 
     def ours(self, claim: Claim) -> Row | None:
         """The row, if the claim on it is still this one."""
@@ -323,13 +337,16 @@ class ModelStore:
             )
         )
 
-    def save(self, claim: Claim, tokens: TokenSet, elapsed: float, now: int) -> Saved | Overtaken:
-        """Store a renewal's tokens by compare-and-set on the generation."""
+    def save(
+        self, claim: Claim, tokens: TokenSet, elapsed: float, now: int, over: int | None = None
+    ) -> Saved | Overtaken:
+        """Store a renewal's tokens by compare-and-set on the generation, or on that of a row that fell behind."""
         row = self.row_of(claim.grant)
         if row is None:
-            return Overtaken(None)
+            return Overtaken(None, self.was_revoked(claim.grant))
         generation = claim.grant.generation + 1
-        if not self.saveable(row, claim):
+        fell_behind = (row.generation, row.consented_at) == (over, claim.grant.consented_at)
+        if not (self.saveable(row, claim) if over is None else fell_behind):
             stored = self.stored(row, now)
             assert stored is not None
             return Saved(stored) if (row.generation, row.saved_by) == (generation, claim.id) else Overtaken(stored)
@@ -354,9 +371,14 @@ class ModelStore:
         assert stored is not None
         return Saved(stored)
 
+    def was_revoked(self, grant: StoredGrant) -> bool:
+        """Whether the row is gone because the grant was revoked."""
+        return ("GrantRevoked", stable_id("GrantRevoked", grant.id)) in self.events
+
     def saveable(self, row: Row, claim: Claim) -> bool:
-        """Whether the row is still at the generation that was redeemed."""
-        return row.generation == claim.grant.generation
+        """Whether the row is still at the generation that was redeemed, of the same consent."""
+        before = claim.grant
+        return (row.generation, row.consented_at) == (before.generation, before.consented_at)
 
     def mark(self, effect: MarkGrant, now: int) -> Marked | StoredGrant | None:
         """Mark the grant as the member's turn, if that is still true."""
@@ -402,6 +424,7 @@ class ModelStore:
         tokens = effect.tokens
         refresh = None if tokens.refresh_token is None else tokens.refresh_token.reveal()
         keeps = refresh is None and effect.keep_refresh_token and before is not None
+        keeps = keeps and before is not None and before.status is not GrantStatus.REVOKING
         refresh_expires_at = refresh_end(tokens, elapsed, now)
         if keeps and before is not None:
             refresh = before.refresh_token
@@ -437,15 +460,37 @@ class ModelStore:
             self._told("GrantForgotten", stable_id("GrantForgotten", grant.id))
         return gone
 
-    def load_pause(self, registration: str, credentials: str, now: int) -> Pause | None:
-        """Read the pause of these credentials; one caller in a while may probe."""
+    def begin_revocation(self, key: GrantKey, now: int) -> StoredGrant | None:
+        """Take a grant out of service, whatever its state."""
+        row = self.rows.get(key)
+        if row is not None:
+            row = self._put(replace(row, status=GrantStatus.REVOKING, prompt=None, retry_at=None))
+        return self.stored(row, now)
+
+    def delete_revoked(self, effect: DeleteRevoked) -> bool:
+        """Delete a grant that was revoked, with its news, if the claim on it still holds."""
+        gone = self.deletable(effect.claim)
+        if gone:
+            grant = effect.claim.grant
+            del self.rows[grant.key]
+            self.changes += 1
+            self._told("GrantRevoked", stable_id("GrantRevoked", grant.id))
+        return gone
+
+    def deletable(self, claim: Claim) -> bool:
+        """Whether the row is still the one that was claimed, and nobody has connected it anew."""
+        row = self.ours(claim)
+        return row is not None and row.status is GrantStatus.REVOKING
+
+    def load_pause(self, registration: str, credentials: str, now: int, *, probe: bool = False) -> Pause | None:
+        """Read the pause of these credentials; of those who probe, one in a while may."""
         row = self.pauses.get(registration)
         if row is None or row.credentials != credentials:
             return None
-        probing = row.probe_at <= now
-        if probing:
+        due = row.probe_at <= now
+        if due and probe:
             self.pauses[registration] = row._replace(probe_at=now + round(self.PROBE_SECONDS * SECOND))
-        return Pause(row.cause, row.fix, probing)
+        return Pause(row.cause, row.fix, due)
 
     def pause(self, registration: str, credentials: str, cause: str, fix: str, now: int) -> bool:
         """Pause a registration; say whether that is news."""
@@ -485,6 +530,11 @@ class ModelStore:
             return StateRefused("state_expired")
         self.pending[digest] = row._replace(consumed=True)
         return row.pending
+
+
+def unclaimed(row: Row, now: int) -> bool:
+    """Whether nobody has a claim that still holds."""
+    return row.claim_id is None or (row.claimed_until is not None and row.claimed_until < now)
 
 
 def access_end(tokens: TokenSet, elapsed: float, now: int) -> int | None:
@@ -567,6 +617,14 @@ class Server:
         self.refused: frozenset[str] = frozenset()
         """Access tokens that the API refused as dead."""
         self.families = 0
+        self.narrow = False
+        """Whether a revocation ends what was issued up to that token only: what a late renewal brings would live on."""
+        self.ended: tuple[tuple[int, int], ...] = ()
+        """Family and number of what such a revocation ended."""
+        self.revoked: tuple[str, ...] = ()
+        """The tokens that the revocation endpoint was shown, as they came."""
+        self.revocation_weather = 0
+        """How many revocation requests are answered 503 before any is dealt with."""
 
     def copy(self) -> Server:
         """The same, apart."""
@@ -586,6 +644,9 @@ class Server:
             self.weather,
             self.presented,
             self.refused,
+            self.ended,
+            self.revoked,
+            self.revocation_weather,
         )
 
     def new_family(self, now: int, *, life: float = LIFE, refresh: bool = True) -> TokenSet:
@@ -609,12 +670,17 @@ class Server:
         """Whether an access token is good."""
         issued = self.access.get(access)
         alive = issued is not None and issued.at is not None and now < issued.at
-        return alive and issued is not None and issued.family not in self.dead and access not in self.killed
+        dead = issued is None or issued.family in self.dead or self._ended(issued) or access in self.killed
+        return alive and not dead
+
+    def _ended(self, issued: Issued) -> bool:
+        """Whether a narrow revocation ended a token."""
+        return any(issued.family == family and issued.number <= number for family, number in self.ended)
 
     def redeemable(self, token: str | None, now: int) -> bool:
         """Whether a refresh token would bring new tokens now."""
         issued = self.refresh.get(token or "")
-        if issued is None or issued.family in self.dead:
+        if issued is None or issued.family in self.dead or self._ended(issued):
             return False
         if issued.at is None or self.rotation is Rotation.NONE:
             return True
@@ -666,6 +732,27 @@ class Server:
         if tokens.refresh_token is not None:
             members["refresh_token"] = tokens.refresh_token.reveal()
         return token_answer(200, members)
+
+    def revoke(self, token: str) -> Answer:
+        """Answer the revocation of a token: a refresh token takes its family along, or, narrowly, what came before it."""
+        if self.revocation_weather:
+            self.revocation_weather -= 1
+            return TOKEN_ANSWERS["server_error"]
+        self.revoked = (*self.revoked, token)
+        issued = self.refresh.get(token)
+        if issued is None:
+            self.killed |= {token}
+        elif self.narrow:
+            self.ended = (*self.ended, (issued.family, issued.number))
+        else:
+            self.dead |= {issued.family}
+        return Answer(200)
+
+    def living(self, family: int, now: int) -> set[str]:
+        """The tokens of a family that are of use to whoever has them."""
+        access = {name for name, each in self.access.items() if each.family == family and self.serves(name, now)}
+        refresh = {name for name, each in self.refresh.items() if each.family == family and self.redeemable(name, now)}
+        return access | refresh
 
     def _log(
         self, token: str, who: str, now: int, verdict: str, access_dead: bool, successor: str | None = None
@@ -721,6 +808,13 @@ class Present(Effect[Redeemed]):
     refresh_token: Secret
 
 
+@dataclass(frozen=True, slots=True)
+class RestoreBackup(Effect[None]):
+    """The database is as it was when *row* was written: whatever was committed since is gone."""
+
+    row: Row
+
+
 @dataclass
 class World:
     """Performs effects in memory. Whatever it raises is a :class:`Violation`."""
@@ -738,6 +832,8 @@ class World:
     """Whether the API calls a grant revoked that is not."""
     unsaved: int = 0
     """How often the store cannot be written when new tokens are saved."""
+    holders: frozenset[tuple[str, str]] = frozenset()
+    """Who had which tokens in hand (access and refresh token) to save."""
 
     def copy(self) -> World:
         """The same, apart."""
@@ -747,7 +843,7 @@ class World:
 
     def state(self) -> Hashable:
         """All that makes a difference."""
-        return self.now, self.store.state(), self.server.state(), self.dropped, self.delivered, self.ids, self.unsaved
+        return self.now, self.store.state(), self.server.state(), self.dropped, self.holders, self.ids, self.unsaved
 
     @property
     def row(self) -> Row | None:
@@ -801,8 +897,8 @@ class World:
                 self.now += round(seconds * SECOND)
             case NewId():
                 return self.new_id(who)
-            case ClaimGrant(grant, lease, forced):
-                return store.claim(grant, self.new_id(who), lease, now, forced=forced)
+            case ClaimGrant(grant, lease, forced, revoking):
+                return store.claim(grant, self.new_id(who), lease, now, forced=forced, revoking=revoking)
             case ReleaseClaim(claim, in_doubt, retry_after, failed):
                 store.release(claim, now, in_doubt=in_doubt, retry_after=retry_after, failed=failed)
             case OpenRefreshToken(claim):
@@ -815,16 +911,16 @@ class World:
                 return self.present(who, claim, refresh_token)
             case Introspect():
                 return None
-            case SaveTokens(claim, tokens, sent_at):
-                return self.save(claim, tokens, sent_at)
+            case SaveTokens(claim, tokens, sent_at, over):
+                return self.save(who, claim, tokens, sent_at, over)
             case MarkGrant():
                 return self.mark(effect)
             case OpenPrompt():
                 return store.open_prompt(effect)
             case Announce(event, _):
                 store.events = (*store.events, (type(event).__name__, event.id))
-            case LoadPause(registration):
-                return store.load_pause(registration, "credentials", now)
+            case LoadPause(registration, probe):
+                return store.load_pause(registration, "credentials", now, probe=probe)
             case PauseRegistration(registration, cause, fix):
                 store.pause(registration, "credentials", cause, fix, now)
             case EndPause(registration):
@@ -834,6 +930,18 @@ class World:
                 return store.consent(effect, self.new_id(who), elapsed, now)
             case ForgetGrant(grant):
                 return store.forget(grant)
+            case RestoreBackup(row):
+                store.rows[row.key] = row
+                store.changes += 1
+            case BeginRevocation(key):
+                return store.begin_revocation(key, now)
+            case OpenToRevoke(claim):
+                column = "refresh_token" if claim.grant.sealed_refresh_token else "access_token"
+                return OpenedToRevoke(Secret(opened(claim.grant, column)), column)
+            case RevokeToken(_, secret):
+                return Redeemed(self.server.revoke(secret.reveal()), now / SECOND)
+            case DeleteRevoked():
+                return store.delete_revoked(effect)
             case _:
                 raise Violation(f"nobody here performs {effect!r}")
         return None
@@ -849,21 +957,26 @@ class World:
         token, access = refresh_token.reveal(), opened(claim.grant, "access_token")
         expired = claim.grant.access_expires_at is not None and self.now >= claim.grant.access_expires_at
         dead = expired or access in self.server.refused
-        before = [each for each in self.server.presented if each.token == token and each.verdict != "invalid_client"]
+        earlier = [each for each in self.server.presented if each.token == token and each.verdict != "invalid_client"]
         row = self.store.row_of(claim.grant)
-        if row is not None and row.generation == claim.grant.generation and row.claim_id != claim.id:
+        before = (claim.grant.generation, claim.grant.consented_at)
+        if row is not None and (row.generation, row.consented_at) == before and row.claim_id != claim.id:
             raise Violation("a refresh token is presented by a process whose claim is somebody else's, or nobody's")
-        if before and self.profile.effective_rotation is Rotation.STRICT and not dead:
+        if earlier and self.profile.effective_rotation is Rotation.STRICT and not dead:
             raise Violation("a strict refresh token is presented again while its access token is of use")
         return Redeemed(self.server.redeem(token, who, self.now, dead), self.now / SECOND)
 
-    def save(self, claim: Claim, tokens: TokenSet, sent_at: float) -> Saved | Overtaken | Unsaved:
+    def save(
+        self, who: str, claim: Claim, tokens: TokenSet, sent_at: float, over: int | None = None
+    ) -> Saved | Overtaken | Unsaved:
         """Store new tokens, if the store can be written."""
         self.delivered |= {tokens.access_token.reveal()}
+        held = (tokens.access_token, tokens.refresh_token)
+        self.holders |= {(who, each.reveal()) for each in held if each is not None}
         if self.unsaved:
             self.unsaved -= 1
             return Unsaved("down")
-        saved = self.store.save(claim, tokens, self.now / SECOND - sent_at, self.now)
+        saved = self.store.save(claim, tokens, self.now / SECOND - sent_at, self.now, over)
         if isinstance(saved, Overtaken):
             self.dropped |= {tokens.access_token.reveal()}
         return saved

@@ -19,6 +19,7 @@ from tokenkeeper.core.effects import (
     Claim,
     ClaimGrant,
     ConsumePending,
+    DeleteRevoked,
     Marked,
     MarkGrant,
     OpenPrompt,
@@ -38,6 +39,7 @@ from tokenkeeper.events import (
     ConfigurationProblem,
     Event,
     GrantConnected,
+    GrantRevoked,
     ProviderTrouble,
     ReauthenticationNeeded,
     TamperingDetected,
@@ -298,6 +300,102 @@ def test_a_clock_that_jumped_forward_takes_nothing_over(local: Engine, clock: Te
     assert claim(other, row(other)) is not None
 
 
+def test_a_claim_is_of_its_generation_only(local: Engine, clock: TestClock) -> None:
+    """The same claim id under another number is not ours: neither extended, nor given back, nor a reason to mark."""
+    store = Store(local, KEYRING, clock)
+    held = taken(store, consent(store))
+    other = replace(held, grant=replace(held.grant, generation=held.grant.generation + 1))
+    assert not store.extend_claim(other)
+    store.release(other, in_doubt=False, retry_after=None, failed=True)
+    assert row(store).claim_id == held.id
+    assert not isinstance(store.mark(MarkGrant(other.grant, "refused", other), lambda event: None), Marked)
+    assert store.extend_claim(held)
+
+
+def test_a_grant_with_a_claim_is_not_marked_without_it(local: Engine, clock: TestClock) -> None:
+    """Also where the row knows of no presentation."""
+    store = Store(local, KEYRING, clock)
+    held = taken(store, consent(store))
+    with local.begin() as connection:
+        connection.exec_driver_sql("UPDATE tokenkeeper_grant SET in_flight_since = NULL")
+    assert not isinstance(store.mark(MarkGrant(held.grant, "revoked"), lambda event: None), Marked)
+    assert row(store).status is GrantStatus.ACTIVE
+
+
+def test_a_back_off_is_over_when_either_clock_says_so(local: Engine, clock: TestClock) -> None:
+    """The database's clock is set back an hour while a grant backs off for ten seconds: it waits for no hour."""
+    holder, other = Store(local, KEYRING, clock), Store(local, KEYRING, own := Apart(clock))
+    holder.release(taken(holder, consent(holder)), in_doubt=False, retry_after=10.0, failed=True)
+    assert row(other).retry_at is not None
+    clock.advance(-3600)
+    own.advance(9.5)
+    assert row(other).retry_at is not None
+    assert claim(other, row(other)) is None
+    own.advance(0.5)
+    assert row(other).retry_at is None, "waited out by our own clock"
+    held = claim(other, row(other))
+    assert held is not None
+    other.release(held, in_doubt=False, retry_after=10.0, failed=True)
+    assert row(other).retry_at is not None, "another back-off is another wait"
+    assert claim(other, row(other)) is None
+
+
+def test_a_back_off_of_our_own_is_known_before_it_is_seen(local: Engine, clock: TestClock) -> None:
+    """The database's clock is set back right after we have written it: we know how long it was meant to be."""
+    store = Store(local, KEYRING, own := Apart(clock))
+    store.release(taken(store, consent(store)), in_doubt=False, retry_after=10.0, failed=True)
+    clock.advance(-3600)
+    own.advance(5)
+    assert row(store).retry_at is not None
+    assert claim(store, row(store)) is None
+    own.advance(5)
+    assert claim(store, row(store)) is not None
+
+
+def test_anothers_back_off_is_no_end_of_our_own(local: Engine, clock: TestClock) -> None:
+    """We wrote a short one and never looked; then another worker was told to wait an hour: that is waited for."""
+    store, other = Store(local, KEYRING, clock), Store(local, KEYRING, clock)
+    store.release(taken(store, consent(store)), in_doubt=False, retry_after=1.0, failed=True)
+    clock.advance(5)
+    other.release(taken(other, row(other)), in_doubt=False, retry_after=3600.0, failed=True)
+    assert row(store).retry_at is not None
+    assert claim(store, row(store)) is None
+    clock.advance(3600)
+    assert claim(store, row(store)) is not None
+
+
+def test_another_claim_with_the_same_end_was_not_witnessed(local: Engine, clock: TestClock) -> None:
+    """Two claims may end in the same microsecond: only the one that was seen for a whole lease has lapsed."""
+    store = Store(local, KEYRING, clock)
+    held = taken(store, consent(store)).grant
+    with local.begin() as connection:
+        now = store._now
+        assert operations.claim(connection, held, "b" * 32, LEASE, now, trust_clock=False, witnessed="a" * 32) is None
+        assert operations.claim(connection, held, "b" * 32, LEASE, now, trust_clock=False, witnessed=held.claim_id)
+
+
+def test_old_events_go_portion_by_portion(local: Engine, clock: TestClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement has an end, so no one statement deletes them all."""
+    monkeypatch.setattr(operations, "PORTION", 3)
+    store = Store(local, KEYRING, clock)
+    for number in range(7):
+        store.announce(ConfigurationProblem(id=f"n{number}", registration="example", cause="c"), lambda event: None)
+    clock.advance(10)
+    assert store.prune_events(5 / 86_400) == 7
+    assert list(store.events()) == []
+
+
+def test_a_probe_is_due_when_the_clock_was_set_back(local: Engine, clock: TestClock) -> None:
+    """Further ahead than a probe can be: it is tried, and not an hour later."""
+    store = Store(local, KEYRING, clock)
+    news = ConfigurationProblem(id="n", registration="example", cause="c", fix="f")
+    store.pause(news, "credentials", "c", "f", lambda event: None)
+    assert store.load_pause("example", "credentials") == Pause("c", "f", due=False)
+    clock.advance(-3600)
+    assert store.load_pause("example", "credentials", probe=True) == Pause("c", "f", due=True)
+    assert store.load_pause("example", "credentials", probe=True) == Pause("c", "f", due=False)
+
+
 def seen(now: float, read_at: float, claim_id: str | None = None, until: int | None = None) -> StoredGrant:
     """A row as a watch sees it."""
     return StoredGrant(
@@ -313,11 +411,11 @@ def test_a_watch_trusts_a_steady_clock() -> None:
     watch = ClockWatch()
     assert watch.steady
     for minute in range(1, 6):
-        watch.saw(seen(1000 + minute * 61.5, minute * 61.0))
+        watch.saw(seen(1000 + minute * 61.5, minute * 61.0), minute * 61.0)
         assert watch.steady
-    watch.saw(seen(2000, 310.0))
+    watch.saw(seen(2000, 310.0), 310.0)
     assert not watch.steady
-    watch.saw(seen(2061, 371.0))
+    watch.saw(seen(2061, 371.0), 371.0)
     assert watch.steady
 
 
@@ -326,17 +424,17 @@ def test_a_watch_remembers_claims() -> None:
     watch = ClockWatch()
     held = seen(0, 0.0, "c", 9)
     assert watch.witnessed(held, 100.0, 0.0) is None
-    watch.saw(held)
+    watch.saw(held, 0.0)
     assert watch.witnessed(held, 39.9, LEASE) is None
     assert watch.witnessed(held, 40.0, LEASE) == "c"
     assert watch.witnessed(seen(0, 0.0, "c", 10), 40.0, LEASE) is None
     assert watch.witnessed(seen(0, 0.0, "d", 9), 40.0, LEASE) is None
-    watch.saw(seen(30, 30.0, "c", 9))
+    watch.saw(seen(30, 30.0, "c", 9), 30.0)
     assert watch.witnessed(held, 40.0, LEASE) == "c"
-    watch.saw(seen(41, 41.0))
+    watch.saw(seen(41, 41.0), 41.0)
     assert watch.witnessed(seen(0, 0.0), 500.0, LEASE) is None
     for number in range(SIZE + 5):
-        watch.saw(replace(held, id=str(number)))
+        watch.saw(replace(held, id=str(number)), 0.0)
     assert watch.witnessed(replace(held, id="0"), 100.0, LEASE) is None
     assert watch.witnessed(replace(held, id="5"), 100.0, LEASE) == "c"
 
@@ -429,6 +527,111 @@ def test_a_save_keeps_a_grant_that_is_being_revoked(here: Store) -> None:
     saved = save(here, held)
     assert isinstance(saved, Saved)
     assert saved.grant.status is GrantStatus.REVOKING
+
+
+def test_a_grant_is_taken_out_of_service(store: Store, clock: TestClock) -> None:
+    """Whatever its state: revoking, no prompt, no back-off; what is in flight stays known, and its claim holds."""
+    assert store.begin_revocation(KEY) is None
+    grant = consent(store)
+    assert isinstance(mark(store, grant), Marked)
+    held = taken(store, row(store), forced=True)
+    store.release(held, in_doubt=True, retry_after=900.0, failed=True)
+    other = taken(store, row(store), forced=True)
+    found = store.begin_revocation(KEY)
+    assert found is not None
+    assert (found.status, found.prompt, found.retry_at) == (GrantStatus.REVOKING, None, None)
+    assert (found.claim_id, found.in_flight_tries, found.generation) == (other.id, 2, 1)
+    assert replace(found, read_at=0.0) == replace(row(store), read_at=0.0)
+    for forced in (False, True):
+        assert claim(store, found, forced=forced) is None
+    assert claim(store, found, revoking=True) is None, "the claim before it holds"
+    clock.advance(LEASE + 1)
+    assert claim(store, found, forced=True) is None, "nobody renews it any more"
+    mine = taken(store, found, revoking=True)
+    assert (mine.grant.in_flight_tries, mine.grant.in_flight_since) == (2, found.in_flight_since), "no presentation"
+
+
+def test_only_what_is_being_revoked_is_claimed_to_revoke_and_deleted(store: Store) -> None:
+    """A grant that stands is neither; one that was connected anew meanwhile is no longer."""
+    grant = consent(store)
+    assert claim(store, grant, revoking=True) is None
+    held = taken(store, grant)
+    delete = DeleteRevoked(held, "revoked")
+    assert store.delete_revoked(delete, lambda news: None) is False, "a claim to renew deletes nothing"
+    store.release(held, in_doubt=False, retry_after=None, failed=False)
+    revoking = store.begin_revocation(KEY)
+    assert revoking is not None
+    mine = taken(store, revoking, revoking=True)
+    assert store.delete_revoked(DeleteRevoked(replace(mine, id="f" * 32), "revoked"), lambda news: None) is False
+    consent(store, number=7)
+    assert store.delete_revoked(DeleteRevoked(mine, "revoked"), lambda news: None) is False
+    assert (row(store).status, row(store).generation) == (GrantStatus.ACTIVE, 2)
+
+
+def test_a_grant_without_a_refresh_token_is_claimed_to_revoke(here: Store) -> None:
+    """Its access token is what can be revoked."""
+    consent(here, refresh=False)
+    revoking = here.begin_revocation(KEY)
+    assert revoking is not None
+    assert claim(here, revoking) is None
+    assert taken(here, revoking, revoking=True).grant.sealed_refresh_token is None
+
+
+def test_a_deletion_is_news_and_a_late_save_is_told(store: Store) -> None:
+    """One event with the outcome; what a renewal brings later is told why the row is gone, which forgetting does not."""
+    late = taken(store, consent(store))
+    store.release(late, in_doubt=True, retry_after=None, failed=True)
+    revoking = store.begin_revocation(KEY)
+    assert revoking is not None
+    mine = taken(store, revoking, revoking=True)
+    told: list[Event] = []
+    assert store.delete_revoked(DeleteRevoked(mine, "in_doubt"), told.append) is True
+    assert store.delete_revoked(DeleteRevoked(mine, "in_doubt"), told.append) is False
+    [event] = told
+    assert isinstance(event, GrantRevoked)
+    assert (event.member, event.grant_id, event.outcome) == (KEY.member, revoking.id, "in_doubt")
+    [recorded] = [each for each in store.events() if each["kind"] == "GrantRevoked"]
+    assert recorded["data"]["outcome"] == "in_doubt"
+    assert save(store, late) == Overtaken(None, revoked=True)
+    again = taken(store, consent(store, number=8))
+    assert save(store, late) == Overtaken(None, revoked=True), "the next grant is another"
+    assert store.forget(again.grant, lambda news: None)
+    assert save(store, again) == Overtaken(None, revoked=False)
+
+
+def test_a_number_that_came_again_is_another_consent(store: Store, clock: TestClock) -> None:
+    """A backup was restored and the member connected anew: the same generation, and what was under way is nobody's."""
+    consent(store)
+    held = taken(store, row(store))
+    assert isinstance(save(store, held), Saved)
+    held = taken(store, row(store))
+    clock.advance(1)
+    with store.engine.begin() as connection:
+        connection.execute(update(grants).values(generation=1, claim_id=None))
+    newest = consent(store, number=7)
+    assert newest.generation == held.grant.generation == 2
+    for over in (None, 2):
+        sealed = store.seal(held.grant, tokens(3))
+        assert isinstance(store.save_renewal(sealed, 0.0, held.id, lambda news: None, over), Overtaken)
+    assert store.open_access_token(row(store), lambda news: None) == tokens(7).access_token
+
+
+def test_a_row_that_fell_behind_is_healed(store: Store) -> None:
+    """A backup was restored: said so, the tokens go over the generation that stands there, and keep their own number."""
+    held = taken(store, consent(store))
+    assert isinstance(save(store, held), Saved)
+    held = taken(store, row(store))
+    with store.engine.begin() as connection:
+        connection.execute(update(grants).values(generation=1, claim_id=None))
+    overtaken = save(store, held, number=3)
+    assert isinstance(overtaken, Overtaken)
+    assert overtaken.grant is not None
+    assert overtaken.grant.generation == 1
+    sealed = store.seal(held.grant, tokens(3))
+    assert isinstance(store.save_renewal(sealed, 0.0, held.id, lambda news: None, over=0), Overtaken)
+    assert isinstance(store.save_renewal(sealed, 0.0, held.id, lambda news: None, over=1), Saved)
+    assert row(store).generation == 3
+    assert store.open_access_token(row(store), lambda news: None) == tokens(3).access_token
 
 
 def test_a_grant_that_is_being_revoked_is_not_marked(here: Store) -> None:
@@ -640,8 +843,9 @@ def test_one_of_many_pauses(store: Store) -> None:
     at_once(pause)
     assert len(told) == 1
     store._clock.advance(PROBE_SECONDS)  # type: ignore[attr-defined]
-    found = at_once(lambda: store.load_pause("example", "credentials"))
-    assert sorted(each.probing for each in found) == [False] * 5 + [True]
+    assert store.load_pause("example", "credentials").due, "a look takes nothing"
+    found = at_once(lambda: store.load_pause("example", "credentials", probe=True))
+    assert sorted(each.due for each in found) == [False] * 5 + [True]
 
 
 # --- pauses ----------------------------------------------------------------------------------------------------------
@@ -658,15 +862,15 @@ def test_a_pause_is_about_the_credentials(store: Store, clock: TestClock) -> Non
     assert store.load_pause("example", "old") is None
     pause("old", 1)
     pause("old", 2)
-    assert store.load_pause("example", "old") == Pause("cause-1", "f", probing=False)
+    assert store.load_pause("example", "old") == Pause("cause-1", "f", due=False)
     assert store.load_pause("example", "new") is None
     pause("new", 3)
     assert store.load_pause("example", "old") is None
-    assert store.load_pause("example", "new") == Pause("cause-3", "f", probing=False)
+    assert store.load_pause("example", "new") == Pause("cause-3", "f", due=False)
     assert [each.id for each in told] == ["news-1", "news-3"]
     clock.advance(PROBE_SECONDS)
-    assert store.load_pause("example", "new") == Pause("cause-3", "f", probing=True)
-    assert store.load_pause("example", "new") == Pause("cause-3", "f", probing=False)
+    assert store.load_pause("example", "new", probe=True) == Pause("cause-3", "f", due=True)
+    assert store.load_pause("example", "new") == Pause("cause-3", "f", due=False)
     assert [each.registration for each in store.pauses()] == ["example"]
     store.end_pause("example")
     assert store.pauses() == []

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, text
 
+from tokenkeeper import TokenKeeper
 from tokenkeeper.errors import SchemaOutdated
 from tokenkeeper.store import schema
-from tokenkeeper.store.engine import make_engine
+from tokenkeeper.store.engine import ANSWER_SECONDS, make_engine
 from tokenkeeper.store.tables import metadata
 
 ROOT = Path(schema.__file__).parents[2]
@@ -90,6 +91,36 @@ def test_several_processes_at_once(database_url):
 
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as processes:
         assert list(processes.map(_upgrade, [database_url] * 4)) == [None] * 4
+
+
+def test_several_at_once_on_a_hosts_engine_that_isolates_more(database_url):
+    """However the host isolates its own transactions: whoever comes second sees what the first has done."""
+    level = "SERIALIZABLE" if database_url.startswith("sqlite") else "REPEATABLE READ"
+    engine = create_engine(make_engine(database_url).url, isolation_level=level)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(schema.upgrade, [engine] * 4)) == [None] * 4
+    with engine.connect() as connection:
+        assert schema.state_of(connection).state == "current"
+    engine.dispose()
+
+
+def test_migrations_wait_as_long_as_a_statement_takes(database_url):
+    """A statement of a keeper's own has an end; a new index over a million grants has none that anybody knows."""
+    with TokenKeeper(database_url, registrations=[]) as keeper, keeper._room.migrating() as engine:
+        arguments = engine.dialect.create_connect_args(engine.url)[1]
+        assert engine is not keeper.engine
+        assert engine.url == keeper.engine.url
+        assert "read_timeout" not in arguments
+        with engine.connect() as connection:
+            driver = connection.connection.dbapi_connection
+            assert getattr(driver, "_read_timeout", None) is None
+        with keeper.engine.connect() as connection:
+            driver = connection.connection.dbapi_connection
+            assert getattr(driver, "_read_timeout", ANSWER_SECONDS) == ANSWER_SECONDS
+    host = create_engine(make_engine(database_url).url)
+    with TokenKeeper(host, registrations=[]) as keeper, keeper._room.migrating() as engine:
+        assert engine is host
+    host.dispose()
 
 
 def test_a_failed_migration_leaves_no_lock(engine, monkeypatch):

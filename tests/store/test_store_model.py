@@ -26,6 +26,7 @@ from tokenkeeper.core.effects import (
     Claim,
     ClaimGrant,
     ConsumePending,
+    DeleteRevoked,
     Marked,
     MarkGrant,
     OpenPrompt,
@@ -51,7 +52,7 @@ MEMBERS = ("ann", "Ann", "ann ", "änn")
 KEYS = [GrantKey("example", member) for member in MEMBERS]
 KEYRING = Keyring({"test": b"k" * 32})
 LEASE = 40.0
-KEPT = {"ReauthenticationNeeded", "GrantConnected", "GrantForgotten", "ConfigurationProblem"}
+KEPT = {"ReauthenticationNeeded", "GrantConnected", "GrantForgotten", "GrantRevoked", "ConfigurationProblem"}
 
 
 @cache
@@ -184,12 +185,12 @@ class Grants(Twice):
         assert facts(grant) == facts(self.model.load(key, self.now))
         return multiple() if grant is None else grant
 
-    @rule(target=claims, row=rows, forced=st.booleans())
-    def claim(self, row: StoredGrant, forced: bool) -> Any:
-        """Claim what was read, now or a while ago."""
-        claim = self.store.claim(ClaimGrant(row, LEASE, forced), LEASE)
+    @rule(target=claims, row=rows, forced=st.booleans(), revoking=st.sampled_from([False, False, True]))
+    def claim(self, row: StoredGrant, forced: bool, revoking: bool) -> Any:
+        """Claim what was read, now or a while ago; to renew it, or to revoke it."""
+        claim = self.store.claim(ClaimGrant(row, LEASE, forced, revoking), LEASE)
         claim_id = "" if claim is None else claim.id
-        expected = self.model.claim(row, claim_id, LEASE, self.now, forced=forced)
+        expected = self.model.claim(row, claim_id, LEASE, self.now, forced=forced, revoking=revoking)
         assert (claim is None) == (expected is None)
         if claim is None or expected is None:
             return multiple()
@@ -219,6 +220,7 @@ class Grants(Twice):
         expected = self.model.save(claim, tokens, 1.25, self.now)
         assert type(found) is type(expected)
         assert facts(found.grant) == facts(expected.grant)
+        assert getattr(found, "revoked", None) == getattr(expected, "revoked", None)
         news = [event for event in self.told[before:] if isinstance(event, TokensRenewed)]
         assert len(news) == isinstance(found, Saved)
         return multiple() if found.grant is None else found.grant
@@ -257,6 +259,21 @@ class Grants(Twice):
         if often:
             return
         assert self.store.forget(row, self.told.append) == self.model.forget(row)
+
+    @rule(target=rows, key=st.sampled_from(KEYS), often=st.integers(0, 3))
+    def begin_revocation(self, key: GrantKey, often: int) -> Any:
+        """Take a grant out of service; not so often that little else happens."""
+        if often:
+            return multiple()
+        grant = self.store.begin_revocation(key)
+        assert facts(grant) == facts(self.model.begin_revocation(key, self.now))
+        return multiple() if grant is None else grant
+
+    @rule(claim=claims)
+    def delete_revoked(self, claim: Claim) -> None:
+        """The provider was told: delete what was claimed, if it is still that."""
+        effect = DeleteRevoked(claim, "revoked")
+        assert self.store.delete_revoked(effect, self.told.append) == self.model.delete_revoked(effect)
 
     # --- what must hold ---
 
@@ -299,11 +316,11 @@ class PausesAndAuthorizations(Twice):
         if self.model.pause("example", credentials, "invalid_client", "f", self.now):
             self.model.events = (*self.model.events, ("ConfigurationProblem", event.id))
 
-    @rule(credentials=st.sampled_from(["old", "new"]))
-    def load_pause(self, credentials: str) -> None:
+    @rule(credentials=st.sampled_from(["old", "new"]), probe=st.booleans())
+    def load_pause(self, credentials: str, probe: bool) -> None:
         """Look whether renewals may go on; one caller in a while may try."""
-        found = self.store.load_pause("example", credentials)
-        assert found == self.model.load_pause("example", credentials, self.now)
+        found = self.store.load_pause("example", credentials, probe=probe)
+        assert found == self.model.load_pause("example", credentials, self.now, probe=probe)
 
     @rule()
     def end_pause(self) -> None:
@@ -380,6 +397,23 @@ class LosesTheGeneration(ModelStore):
     def markable(self, row: Row, effect: MarkGrant) -> bool:
         """Never no."""
         return True
+
+
+def test_a_revocation_in_both() -> None:
+    """Out of service, claimed, deleted, and a late save is told why the row is gone: both say the same."""
+    machine = Grants()
+    old = machine.somebody_is_connected()
+    late = machine.claim(old, forced=False, revoking=False)
+    machine.advance(41.70003)
+    revoking = machine.begin_revocation(KEYS[0], 0)
+    mine = machine.claim(revoking, forced=False, revoking=True)
+    assert mine.grant.in_flight_tries == 1, "a claim to revoke is no presentation"
+    machine.delete_revoked(mine)
+    assert machine.model.rows == {}
+    machine.save_renewal(late, refresh=True, life=30.0, scopes=None)
+    machine.all_news_is_the_same()
+    assert any(kind == "GrantRevoked" for kind, _ in machine.model.events)
+    machine.teardown()
 
 
 def test_a_model_that_differs_is_noticed() -> None:

@@ -26,13 +26,12 @@ from tokenkeeper.cli.output import Output, clean, fix_of, shown, styled, without
 from tokenkeeper.cli.session import Command, Session, keeper_options, pass_session
 from tokenkeeper.crypto import key_id_of
 from tokenkeeper.errors import KeyUnavailable, SecretTampered, TokenKeeperError
-from tokenkeeper.model import Registration, to_datetime
+from tokenkeeper.model import Registration, Rotation, to_datetime
 from tokenkeeper.providers import resolve
+from tokenkeeper.store import settings as database_settings
 from tokenkeeper.store.sealed import context as sealed_context
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from tokenkeeper.core.effects import StoredGrant
     from tokenkeeper.core.profile import Profile
     from tokenkeeper.keeper import TokenKeeper
@@ -41,8 +40,6 @@ LARGE_OFFSET = 5.0
 """Seconds between this machine's clock and the database's that are worth a warning."""
 KEY_CHECK = 4
 """Bytes that tell a sealed value's key from another one under the same id; they follow the id (see ``crypto``)."""
-SYNCHRONOUS_FULL = 2
-"""SQLite's number for ``PRAGMA synchronous=FULL``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +108,7 @@ def _checks(ctx: click.Context, session: Session) -> Checks:
     with_keys = all(check.status != "fail" for check in keys)
     for one in keeper.registrations.values():
         yield from _guarded(f"registration {one.name}", partial(_registration, keeper, one))
+    yield from _guarded("spill_directory", lambda: _spill(keeper))
     for name, check in (("sealed values", _sealed_values), ("clock", _clock), ("pauses", _pauses)):
         if usable and with_keys:
             yield from _guarded(name, partial(check, keeper))
@@ -267,33 +265,40 @@ def _database(keeper: TokenKeeper) -> Checks:
             )
         case state:
             yield Check("database", "fail", f"reachable, its schema is {state}", "run `tokenkeeper db upgrade`")
-    if file is not None:
-        yield from _sqlite(engine, file.absolute())
-
-
-def _sqlite(engine: Engine, file: Path) -> Checks:
-    """The settings of the keeper's own connections: an Engine that the host made keeps those of the host."""
-    if _open_to_others(file):
-        yield Check("sqlite file", "warn", f"others may read {file}", f"chmod 600 {file}")
+    if file is not None and _open_to_others(file):
+        yield Check("sqlite file", "warn", f"others may read {file.absolute()}", f"chmod 600 {file.absolute()}")
     with engine.connect() as connection:
-        journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
-        synchronous = int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
-    if journal != "wal":
+        found = database_settings.risks(connection)
+    for risk in found:
+        yield Check(f"database {risk.setting}", "warn", f"{risk.setting} is {risk.found}: {risk.risk}", risk.fix)
+    if not found:
+        yield Check("durability", "ok", "the database is set to keep what it has committed")
+
+
+def _spill(keeper: TokenKeeper) -> Checks:
+    """The folder where renewed tokens wait while the database is away."""
+    spill = keeper._room.spill
+    strict = [name for name in keeper.registrations if keeper.profile(name).effective_rotation is Rotation.STRICT]
+    if spill is None:
+        if strict:
+            yield Check(
+                "spill_directory",
+                "warn",
+                f"none, and {', '.join(strict)} ends a grant whose renewed tokens are lost while the database is away",
+                "name a folder of this host, shared by its workers, on a disk that outlives them",
+            )
+        return
+    try:
+        spill.prove()
+    except OSError as error:
         yield Check(
-            "sqlite journal_mode",
-            "warn",
-            f"journal_mode is {journal}: readers and writers wait for one another",
-            "let tokenkeeper open the database by its URL, or run PRAGMA journal_mode=WAL",
+            "spill_directory",
+            "fail",
+            f"it cannot be written ({error.strerror})",
+            "name a folder that this user may write, or create it",
         )
-    if synchronous < SYNCHRONOUS_FULL:
-        yield Check(
-            "sqlite synchronous",
-            "warn",
-            "synchronous is less than FULL: a power cut may lose a refresh token that was just rotated",
-            "let tokenkeeper open the database by its URL, or run PRAGMA synchronous=FULL on each connection",
-        )
-    if journal == "wal" and synchronous >= SYNCHRONOUS_FULL:
-        yield Check("sqlite", "ok", f"{file} has a write-ahead log, fully synchronous")
+    else:
+        yield Check("spill_directory", "ok", "it can be written")
 
 
 def _clock(keeper: TokenKeeper) -> Checks:

@@ -110,14 +110,32 @@ def forget(ctx: click.Context, session: Session, *, registration: str, member: s
     if there was no such grant.
     """
     keeper = session.keeper(ctx, offline=True)
-    if not yes and not session.json and interactive():
-        click.confirm(
-            f"Delete the grant of {member!r} at {registration!r}? Its tokens cannot be had back", abort=True, err=True
-        )
+    _be_sure(session, f"Delete the grant of {member!r} at {registration!r}? Its tokens cannot be had back", yes=yes)
     forgotten = keeper.forget(registration, member)
     result = {"registration": registration, "member": member, "forgotten": forgotten}
     session.out.result(result, ["forgotten" if forgotten else "there was no such grant"])
     ctx.exit(0 if forgotten else 1)
+
+
+@grants.command()
+@click.argument("registration")
+@click.argument("member")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@keeper_options
+@pass_session
+@click.pass_context
+def revoke(ctx: click.Context, session: Session, *, registration: str, member: str, yes: bool) -> None:
+    """Revoke a grant at the provider, and delete it here.
+
+    Says what the provider did (RFC 7009). On a terminal it asks first. Exit status 1 if there was no such grant, or if
+    the provider could not be told yet: the grant then stays, and serves nobody.
+    """
+    keeper = session.keeper(ctx)
+    _be_sure(session, f"Revoke the grant of {member!r} at {registration!r}, for good?", yes=yes)
+    revocation = keeper.revoke(registration, member)
+    result = {name: getattr(revocation, name) for name in ("registration", "member", "outcome", "message", "deleted")}
+    session.out.result(result, [f"{revocation.outcome}: {revocation.message}"])
+    ctx.exit(0 if revocation.deleted else 1)
 
 
 @grants.command("import")
@@ -157,6 +175,12 @@ def import_(ctx: click.Context, session: Session, *, file: IO[str], registration
             session.out.complain({"line": number, "error": str(error)}, f"line {number}: {error}")
     session.out.result(count, [", ".join(f"{amount} {what}" for what, amount in count.items())])
     ctx.exit(1 if count["bad"] else 0)
+
+
+def _be_sure(session: Session, question: str, *, yes: bool) -> None:
+    """Ask on a terminal; what a script says is meant."""
+    if not yes and not session.json and interactive():
+        click.confirm(question, abort=True, err=True)
 
 
 def _row(grant: Grant, *, full: bool) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from tokenkeeper.core.token_endpoint import (
     Unanswered,
     authorization_url,
     read_token_answer,
+    secrets_in_turn,
 )
 from tokenkeeper.errors import AuthorizationFailed, ConfigurationError, InvalidInput, TemporarilyUnavailable
 from tokenkeeper.model import (
@@ -260,10 +261,8 @@ def redeem_code(case: Case, code: Secret, pending: PendingAuthorization) -> Flow
     """Send the code, with each client secret in turn while the provider says ``invalid_client``."""
     name, member = case.key.registration, case.key.member
     first = yield from SecretInUse(name)
-    secrets = max(len(case.registration.client_secret), 1)
     diagnosis: Diagnosis | None = None
-    for attempt in range(secrets):
-        which = (first + attempt) % secrets
+    for which, _ in secrets_in_turn(case.registration, first):
         redeemed: Redeemed = yield from RedeemCode(pending, code, CODE_EXCHANGE_DEADLINE, which)
         match redeemed.outcome:
             case NeverSent(reason) | Unanswered(reason):

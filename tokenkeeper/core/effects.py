@@ -101,10 +101,15 @@ class StoredGrant:
         return self.id != seen.grant_id or self.generation > seen.generation
 
     @property
+    def claimed(self) -> bool:
+        """Whether somebody's claim holds, by the database's clock."""
+        lapsed = self.claimed_until is not None and self.claimed_until < self.now
+        return self.claim_id is not None and not lapsed
+
+    @property
     def abandoned(self) -> bool:
         """Whether a refresh token was presented and nobody waits for its outcome: in doubt, or its claim has lapsed."""
-        lapsed = self.claim_id is None or (self.claimed_until is not None and self.claimed_until < self.now)
-        return self.in_flight_since is not None and lapsed
+        return self.in_flight_since is not None and not self.claimed
 
     @property
     def issued_at(self) -> int:
@@ -176,6 +181,8 @@ class Claim:
     grant: StoredGrant
     taken_at: float
     lease: float
+    probing: bool = False
+    """Whether its renewal tries if the registration's pause is over."""
 
     @property
     def in_doubt(self) -> bool:
@@ -190,6 +197,8 @@ class ClaimGrant(Effect["Claim | None"]):
     grant: StoredGrant
     lease: float
     forced: bool = False
+    revoking: bool = False
+    """To revoke the grant, not to renew it: then its status is ``revoking``, and it may have no refresh token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +220,13 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """The row has moved on (a newer consent), or is gone: these tokens are nobody's any more."""
+    """The row has moved on (a newer consent), or is gone: these tokens are nobody's any more.
+
+    ``revoked``: it is gone because the grant was revoked, so the tokens should not live on at the provider either.
+    """
 
     grant: StoredGrant | None
+    revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +243,8 @@ class SaveTokens(Effect["Saved | Overtaken | Unsaved"]):
     claim: Claim
     tokens: TokenSet
     sent_at: float
+    over: int | None = None
+    """The generation that the row is at, where it has fallen *behind* the claim's: a backup was restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,15 +306,19 @@ class Pause:
 
     cause: str
     fix: str
-    probing: bool = False
-    """True for the one caller that may try whether it is over."""
+    due: bool = False
+    """Whether it is time to try whether it is over; to who asked to probe: whether that one may."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPause(Effect["Pause | None"]):
-    """Read the registration's pause, for the credentials in use."""
+    """Read the registration's pause, for the credentials in use.
+
+    ``probe``: take the one chance in a while to try whether it is over, if it is time.
+    """
 
     registration: str
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +332,7 @@ class PauseRegistration(Effect[None]):
 
 @dataclass(frozen=True, slots=True)
 class EndPause(Effect[None]):
-    """End the registration's pause: its credentials work."""
+    """End the registration's pause: its credentials work. Where the store does not answer, the next probe does it."""
 
     registration: str
 
@@ -323,6 +342,21 @@ class ForgetGrant(Effect[bool]):
     """Delete the grant's row, at once; the answer says whether it was there."""
 
     grant: StoredGrant
+
+
+@dataclass(frozen=True, slots=True)
+class BeginRevocation(Effect["StoredGrant | None"]):
+    """Take the grant out of service, whatever its state: from now on nobody is served or may claim a renewal."""
+
+    key: GrantKey
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRevoked(Effect[bool]):
+    """Delete the claimed row of a grant that was revoked, with its news; False: the row has moved on."""
+
+    claim: Claim
+    outcome: str
 
 
 # --- the authorization server ----------------------------------------------------------------------------------------
@@ -381,6 +415,33 @@ class RememberSecret(Effect[None]):
 
     registration: str
     secret: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedToRevoke:
+    """The token that ends the grant: the refresh token, or the access token where there is no other."""
+
+    secret: Secret
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenToRevoke(Effect["OpenedToRevoke | Misconfigured"]):
+    """Open the claimed grant's newest token that can be revoked."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeToken(Effect[Redeemed]):
+    """Ask the revocation endpoint to end a token (RFC 7009 section 2.1)."""
+
+    registration: str
+    token: Secret
+    hint: str
+    deadline: float
+    secret: int
+    """Which of the registration's client secrets to use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,9 +583,20 @@ class CountRefusal(Effect[bool]):
 
 @dataclass(frozen=True, slots=True)
 class Sleep(Effect[None]):
-    """Wait for that many seconds, or until the keeper closes."""
+    """Wait for that many seconds, or until the keeper closes.
+
+    ``idle``: nothing is in hand. Then a keeper that closes does not go on, and the flow ends with an error.
+    """
 
     seconds: float
+    idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CountContradiction(Effect[int]):
+    """Count how often a token set was refused while introspection called it active."""
+
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -524,6 +524,14 @@ def reauthentication(
     """The member must sign in and consent again."""
     key = case.key
     said = f" {diagnosis.message}" if diagnosis else ""
+    if cause == "revoking":
+        return ReauthenticationRequired(
+            f"{key.member!r} is being disconnected from {key.registration!r}: the grant serves nobody until revoke() or "
+            "forget() has ended. It is the member's turn only if they want to connect again.",
+            cause=cause,
+            prompt=prompt,
+            **about(case, reply, diagnosis and diagnosis.for_turn(Turn.MEMBER)),
+        )
     return ReauthenticationRequired(
         f"{key.member!r} must connect to {key.registration!r} again ({cause}).{said} It is the member's turn: send them "
         f"to begin_authorization({key.registration!r}, {key.member!r}); the grant's row is kept.",
@@ -549,7 +557,7 @@ def unavailable(
 ) -> TemporarilyUnavailable:
     """The weather: nobody's turn."""
     said = f" {diagnosis.message}" if diagnosis else ""
-    later = "" if retry_after is None else f" Try again in {retry_after:.0f} s."
+    later = "" if retry_after is None else f" Try again in {max(retry_after, 1):.0f} s."
     return TemporarilyUnavailable(
         f"No usable token of {case.key.member!r} at {case.key.registration!r} just now ({cause}).{said} It is nobody's "
         f"turn, and the grant is kept.{later}",

@@ -14,7 +14,7 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -246,6 +246,13 @@ def revocation_request(
     return _authenticated(registration, profile, url, _about(token, hint), secret=secret, now=now, jti=jti)
 
 
+def secrets_in_turn(registration: Registration, first: int) -> Iterator[tuple[int, bool]]:
+    """Yield which of the client's secrets to try, beginning with *first*, and whether it is the last (RFC 6749 2.3.1)."""
+    secrets = max(len(registration.client_secret), 1)
+    for attempt in range(secrets):
+        yield (first + attempt) % secrets, attempt + 1 == secrets
+
+
 def authorization_url(
     registration: Registration,
     profile: Profile,
@@ -466,6 +473,10 @@ def read_token_answer(
             return tokens
         problem = tokens
     diagnosis = diagnose(answer, profile.rules, surface=Surface.TOKEN, now=now, secrets=secrets)
+    if diagnosis.verdict is Verdict.OK:  # a rule saw a token in it, and it is none that can be used
+        fault = Verdict.PROVIDER_FAULT
+        diagnosis = dataclasses.replace(diagnosis, verdict=fault, remedy=fault.remedy, turn=fault.turn)
+        problem = problem or "it has an error, too"
     if problem is None or diagnosis.verdict is not Verdict.PROVIDER_FAULT:
         return diagnosis
     message = f"The token endpoint answered {answer.status} without a usable token: {problem}."
@@ -628,6 +639,26 @@ def account_digest(issuer: str, subject: str) -> str:
 
 def _kind(value: object) -> str:
     return type(value).__name__
+
+
+ALREADY_DEAD = frozenset({"invalid_token", "invalid_grant", "token_revoked", "token_expired"})
+"""What providers say of a token that they were asked to revoke and that is no more (Google, Slack)."""
+
+
+def read_revocation(answer: Answer, profile: Profile, *, secrets: Iterable[str | Secret] = ()) -> str | Diagnosis:
+    """Return what a revocation endpoint's answer means (RFC 7009 section 2.2), or why it is none.
+
+    ``revoked``, ``already_dead`` and ``unsupported`` are outcomes; a Diagnosis says whose turn it is. Never raises.
+    """
+    members = answer_members(answer) or {}
+    error = members.get("error")
+    if 200 <= answer.status < 300 and not error:
+        return "revoked"
+    if error == "unsupported_token_type":
+        return "unsupported"
+    if answer.status in (200, 400) and isinstance(error, str) and error in ALREADY_DEAD:
+        return "already_dead"
+    return diagnose(answer, profile.rules, surface=Surface.TOKEN, secrets=secrets)
 
 
 def read_introspection(answer: Answer) -> Literal["active", "expired", "revoked", "inactive"] | None:

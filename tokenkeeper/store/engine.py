@@ -5,6 +5,7 @@ Pragmas and listeners go only on engines made here; an Engine that the host pass
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +23,14 @@ from tokenkeeper.errors import (
 from tokenkeeper.model import Secret
 
 POOL_SIZE = 4
-POOL_OVERFLOW = 4
+POOL_OVERFLOW = 0
+"""What overflows is closed when it comes back, and a burst would open it anew: up to 30 ms of CPU each with pymysql."""
+
 POOL_PATIENCE = 10.0
 BUSY_SECONDS = 5.0
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 15
+"""A server that has vanished without a word is given up after so long; the system's own patience is many minutes."""
 
 DEADLOCK = "deadlock"
 """The cause of a TemporarilyUnavailable after which the same transaction may be begun again at once."""
@@ -45,6 +51,28 @@ SYNC_DRIVERS = {
     "mariadb+aiomysql": "mariadb+pymysql",
 }
 """An async URL names the same database; it is opened with the sync driver, in the keeper's own threads."""
+
+
+CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "sqlite": {"timeout": BUSY_SECONDS, "check_same_thread": False},
+    # A server-side prepared statement does not survive a pooler in transaction mode, where each transaction may have
+    # another server connection. Nothing of the session is set either.
+    "psycopg": {
+        "prepare_threshold": None,
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": ANSWER_SECONDS * 1000,
+        "keepalives_idle": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+    },
+    "pymysql": {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": ANSWER_SECONDS,
+        "write_timeout": ANSWER_SECONDS,
+        "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_SECONDS:.0f}",
+    },
+}
+"""By driver; what the URL says itself wins."""
 
 
 def sync_url(database: str | Secret | URL) -> URL:
@@ -77,8 +105,11 @@ def refuse_memory(url: URL) -> None:
         )
 
 
-def make_engine(database: str | Secret | URL) -> Engine:
-    """Make the store's engine; connects to nothing yet. Raises ConfigurationError."""
+def make_engine(database: str | Secret | URL, *, patient: bool = False) -> Engine:
+    """Make the store's engine; connects to nothing yet. Raises ConfigurationError.
+
+    *patient*: for the migrations, whose statements may take as long as they like.
+    """
     url = sync_url(database)
     options: dict[str, Any] = {
         "pool_size": POOL_SIZE,
@@ -87,16 +118,23 @@ def make_engine(database: str | Secret | URL) -> Engine:
         "hide_parameters": True,
     }
     backend = url.get_backend_name()
-    if backend == "sqlite":
-        options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
-    else:
+    if backend != "sqlite":
         options["pool_pre_ping"] = True
         options["isolation_level"] = "READ COMMITTED"
+    driver = "sqlite" if backend == "sqlite" else url.drivername.partition("+")[2]
+    arguments = CONNECT_ARGUMENTS.get(driver, {})
+    options["connect_args"] = {
+        name: value
+        for name, value in arguments.items()
+        if name not in url.query and not (patient and name in ("read_timeout", "write_timeout"))
+    }
     try:
         engine = create_engine(url, **options)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         extra = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}.get(backend)
-        fix = f"pip install 'tokenkeeper[{extra}]'." if extra else "Use SQLite, PostgreSQL, MariaDB or MySQL."
+        fix = "Use SQLite, PostgreSQL, MariaDB or MySQL."
+        if extra:
+            fix = f"Install tokenkeeper with the extra {extra!r}, and write the URL as {backend}://… without a driver."
         raise ConfigurationError(
             f"The driver for {url.drivername!r} is not installed. It is the operator's turn: {fix}",
             cause="driver",
@@ -105,7 +143,26 @@ def make_engine(database: str | Secret | URL) -> Engine:
     if backend == "sqlite":
         event.listen(engine, "do_connect", lambda *_: harden_file(url))
         event.listen(engine, "connect", _prepare_sqlite)
+    if driver == "psycopg" and not patient and "options" not in url.query:
+        event.listen(engine, "do_connect", _connect_postgresql)
     return engine
+
+
+LIMITS = f"-c lock_timeout={BUSY_SECONDS:.0f}s -c statement_timeout={ANSWER_SECONDS}s"
+"""No statement of ours waits for a lock, or at all, without an end."""
+
+
+def _connect_postgresql(dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
+    """Connect with limits; a pooler that takes no ``options`` is asked again without."""
+    limits = {"options": LIMITS}
+    while True:
+        try:
+            return dialect.connect(*arguments, **parameters, **limits)
+        except dialect.dbapi.OperationalError as error:
+            if not limits or "startup parameter" not in str(error):
+                del arguments, parameters  # a traceback of this frame must not show the password
+                raise
+        limits = {}
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -120,8 +177,29 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         cursor.close()
 
 
+NO_WAY_IN = (
+    "password authentication failed",
+    "no pg_hba.conf entry",
+    "access denied for user",
+    "unknown database",
+    "could not translate host name",
+    "no password supplied",
+)
+"""What PostgreSQL, MariaDB and MySQL say where no second try will help; of a database and a role see below."""
+
+
+_NOT_THERE = re.compile(r'(?:database|role) "[^"]*" does not exist')
+
+
 def store_error(error: Exception) -> TokenKeeperError:
     """Say what a database's exception means: whose turn, and what to do."""
+    if isinstance(error, PermissionError):
+        fix = "Give this process the right to read and write the database's file and its folder."
+        return ConfigurationError(
+            f"The database cannot be opened ({error.strerror}). It is the operator's turn. {fix}",
+            cause="database",
+            fix=fix,
+        )
     text = str(getattr(error, "orig", None) or error).lower()
     if "no such table" in text or "doesn't exist" in text or ("relation" in text and "does not exist" in text):
         fix = "Run `tokenkeeper db upgrade`, or call keeper.create_schema()."
@@ -129,6 +207,11 @@ def store_error(error: Exception) -> TokenKeeperError:
             f"The database has no tokenkeeper tables (or old ones). It is the operator's turn. {fix}",
             cause="schema",
             fix=fix,
+        )
+    if any(words in text for words in NO_WAY_IN) or _NOT_THERE.search(text):
+        fix = "Check the host, the name of the database, the user and the password in the database's URL."
+        return ConfigurationError(
+            f"The database lets nobody in with this URL. It is the operator's turn. {fix}", cause="database", fix=fix
         )
     if "unable to open database file" in text:
         fix = "See that the folder of the SQLite file exists and that this process may write in it."
@@ -182,7 +265,7 @@ class store_errors:  # noqa: N801 - reads as a function
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Raise what the error means."""
-        if isinstance(error, SQLAlchemyError):
+        if isinstance(error, SQLAlchemyError | OSError):
             raise store_error(error) from error
 
 

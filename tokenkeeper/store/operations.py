@@ -20,6 +20,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    Update,
     and_,
     bindparam,
     case,
@@ -39,11 +40,12 @@ from tokenkeeper.core.effects import SECOND, Claim, PendingAuthorization, StateR
 from tokenkeeper.events import Event
 from tokenkeeper.model import GrantKey, GrantStatus, Prompt, Secret, to_datetime
 from tokenkeeper.store.sealed import SealedTokens
-from tokenkeeper.store.tables import authorizations, events, grants, pauses
+from tokenkeeper.store.tables import MICROSECONDS, authorizations, events, grants, pauses
 
 Now = ColumnElement[int]
 
 PAGE = 500
+PORTION = 500
 EVENT_DAYS = 30
 PENDING_KEPT = 86_400 * SECOND
 """A used or expired state is kept for a day, so that a replay can be told from a stranger."""
@@ -64,6 +66,11 @@ def _by_key(now: Now) -> Select[Any]:
     )
 
 
+@lru_cache(maxsize=8)
+def _by_id(now: Now) -> Select[Any]:
+    return select(grants, now.label("now")).where(grants.c.grant_id == bindparam("key_grant"))
+
+
 def load(connection: Connection, key: GrantKey, now: Now, read_at: float = 0.0) -> StoredGrant | None:
     """Read a grant's row and the database's clock with it."""
     row = connection.execute(
@@ -74,7 +81,7 @@ def load(connection: Connection, key: GrantKey, now: Now, read_at: float = 0.0) 
 
 def load_by_id(connection: Connection, grant_id: str, now: Now, read_at: float = 0.0) -> StoredGrant | None:
     """Read a grant's row by its id."""
-    row = connection.execute(select(grants, now.label("now")).where(grants.c.grant_id == grant_id)).first()
+    row = connection.execute(_by_id(now), {"key_grant": grant_id}).first()
     return None if row is None else _stored(row, read_at)
 
 
@@ -191,6 +198,41 @@ def database_time(connection: Connection, now: Now) -> int:
 
 
 # --- claims and renewals ---------------------------------------------------------------------------------------------
+# What each renewal sends is built once: to build a statement takes longer than to run it.
+
+
+@lru_cache(maxsize=64)
+def _claiming(now: Now, forced: bool, revoking: bool, trust_clock: bool, witnessed: bool) -> Update:
+    lapsed: list[ColumnElement[bool]] = [grants.c.claim_id.is_(None)]
+    if trust_clock:
+        lapsed.append(grants.c.claimed_until < now)
+    if witnessed:
+        # Extended is not what was witnessed: an extension starts the lease anew.
+        same = grants.c.claimed_until == bindparam("witnessed_until")
+        lapsed.append(and_(grants.c.claim_id == bindparam("witnessed"), same))
+    conditions: list[ColumnElement[bool]] = [
+        grants.c.grant_id == bindparam("grant"),
+        grants.c.generation == bindparam("seen"),
+        or_(*lapsed),
+    ]
+    if not revoking:
+        conditions.append(grants.c.refresh_token.is_not(None))
+    if revoking:
+        conditions.append(grants.c.status == GrantStatus.REVOKING.value)
+    elif forced:
+        conditions.append(grants.c.status != GrantStatus.REVOKING.value)
+    else:
+        conditions.append(grants.c.status == GrantStatus.ACTIVE.value)
+        waited_out = grants.c.retry_at == bindparam("waited_out", type_=MICROSECONDS)
+        conditions.append(or_(grants.c.retry_at.is_(None), grants.c.retry_at <= now, waited_out))
+    values: dict[str, Any] = {
+        "claim_id": bindparam("claim"),
+        "claimed_until": now + bindparam("lease", type_=MICROSECONDS),
+    }
+    if not revoking:
+        values["in_flight_since"] = func.coalesce(grants.c.in_flight_since, now)
+        values["in_flight_tries"] = grants.c.in_flight_tries + 1
+    return update(grants).where(*conditions).values(values)
 
 
 def claim(
@@ -201,43 +243,31 @@ def claim(
     now: Now,
     *,
     forced: bool = False,
+    revoking: bool = False,
     trust_clock: bool = True,
     witnessed: str | None = None,
+    waited_out: int | None = None,
     read_at: float = 0.0,
 ) -> StoredGrant | None:
     """Take the claim on the grant's generation, or return None.
 
     A claim in the way has lapsed when the database's clock says so (if it can be trusted), or when it is the one that
     this process has *witnessed* for a whole lease. ``in_flight_since`` keeps the first presentation: a replay never
-    moves the provider's window.
+    moves the provider's window. A claim to revoke is one on a grant that is ``revoking``, whatever tokens it has; it is
+    no presentation to the token endpoint, and leaves what is known of those. *waited_out* is the ``retry_at`` that this
+    process has waited for by its own clock.
     """
-    lapsed: list[ColumnElement[bool]] = [grants.c.claim_id.is_(None)]
-    if trust_clock:
-        lapsed.append(grants.c.claimed_until < now)
+    values: dict[str, Any] = {
+        "grant": grant.id,
+        "seen": grant.generation,
+        "claim": claim_id,
+        "lease": round(lease * SECOND),
+    }
+    if not revoking and not forced:
+        values["waited_out"] = waited_out
     if witnessed is not None:
-        # Extended is not what was witnessed: an extension starts the lease anew.
-        lapsed.append(and_(grants.c.claim_id == witnessed, grants.c.claimed_until == grant.claimed_until))
-    conditions: list[ColumnElement[bool]] = [
-        grants.c.grant_id == grant.id,
-        grants.c.generation == grant.generation,
-        grants.c.refresh_token.is_not(None),
-        or_(*lapsed),
-    ]
-    if forced:
-        conditions.append(grants.c.status != GrantStatus.REVOKING.value)
-    else:
-        conditions.append(grants.c.status == GrantStatus.ACTIVE.value)
-        conditions.append(or_(grants.c.retry_at.is_(None), grants.c.retry_at <= now))
-    taken = connection.execute(
-        update(grants)
-        .where(*conditions)
-        .values(
-            claim_id=claim_id,
-            claimed_until=now + round(lease * SECOND),
-            in_flight_since=func.coalesce(grants.c.in_flight_since, now),
-            in_flight_tries=grants.c.in_flight_tries + 1,
-        )
-    )
+        values |= {"witnessed": witnessed, "witnessed_until": grant.claimed_until}
+    taken = connection.execute(_claiming(now, forced, revoking, trust_clock, witnessed is not None), values)
     return load_by_id(connection, grant.id, now, read_at) if taken.rowcount else None
 
 
@@ -260,8 +290,11 @@ def _ours(claim: Claim) -> ColumnElement[bool]:
 
 def release(
     connection: Connection, claim: Claim, now: Now, *, in_doubt: bool, retry_after: float | None, failed: bool
-) -> None:
-    """Give the claim back. Unless the outcome is in doubt, the presentation is taken back too."""
+) -> int | None:
+    """Give the claim back, and return the ``retry_at`` that was written.
+
+    Unless the outcome is in doubt, the presentation is taken back too.
+    """
     tries = grants.c.in_flight_tries
     values: dict[str, Any] = {
         "claim_id": None,
@@ -274,46 +307,80 @@ def release(
         values["in_flight_tries"] = case((tries > 0, tries - 1), else_=0)
     if failed:
         values["failures"] = grants.c.failures + 1
-    connection.execute(
+    released = connection.execute(
         update(grants).where(_ours(claim)).ordered_values(*((grants.c[k], v) for k, v in values.items()))
-    )
+    ).rowcount
+    if not released or retry_after is None:
+        return None
+    retry_at: int | None = connection.execute(
+        select(grants.c.retry_at).where(grants.c.grant_id == claim.grant.id)
+    ).scalar()
+    return retry_at
 
 
 def save_renewal(
-    connection: Connection, sealed: SealedTokens, elapsed: float, save_id: str, now: Now, read_at: float = 0.0
+    connection: Connection,
+    sealed: SealedTokens,
+    elapsed: float,
+    save_id: str,
+    now: Now,
+    read_at: float = 0.0,
+    over: int | None = None,
 ) -> tuple[StoredGrant | None, bool]:
     """Store a renewal's tokens if the grant is still at the generation before them; say whether they are stored.
 
     Success needs no claim: a late answer holds the only copy, so it wins over a mark and sets the grant active again.
-    Saving the same tokens twice is harmless (*save_id* tells them).
+    Saving the same tokens twice is harmless (*save_id* tells them). *over*: the generation of a row that has fallen
+    behind (a restored backup); the tokens keep their number, so that no cache takes old ones for them.
     """
+    ends, refresh_ends = sealed.expires_at, sealed.refresh_expires_in
+    life = None if sealed.expires_in is None else sealed.expires_in - elapsed
     values: dict[str, Any] = {
-        "status": case(
-            (grants.c.status == GrantStatus.REVOKING.value, grants.c.status), else_=GrantStatus.ACTIVE.value
-        ),
+        "grant": sealed.grant_id,
+        "before": sealed.generation - 1 if over is None else over,
         "generation": sealed.generation,
         "access_token": sealed.access_token,
         "refresh_token": sealed.refresh_token,
-        "access_expires_at": _end(sealed.expires_at, sealed.expires_in, elapsed, now),
-        "renewed_at": now,
         "saved_by": save_id,
-        "prompt": None,
-        **_NOTHING_IN_FLIGHT,
     }
-    if sealed.refresh_expires_in is not None:
-        values["refresh_expires_at"] = _end(None, sealed.refresh_expires_in, elapsed, now)
+    if ends is not None:
+        values["access_expires_at"] = round(ends * SECOND)
+    elif life is not None:
+        values["life"] = round(life * SECOND)
+    if refresh_ends is not None:
+        values["refresh_life"] = round((refresh_ends - elapsed) * SECOND)
     if sealed.scopes is not None:
         values["scopes"] = json.dumps(sealed.scopes)
-    saved = connection.execute(
-        update(grants)
-        .where(grants.c.grant_id == sealed.grant_id, grants.c.generation == sealed.generation - 1)
-        .values(values)
-    ).rowcount
+    if sealed.consented_at is not None:
+        values["consent"] = sealed.consented_at
+    saved = connection.execute(_saving(now, frozenset(values)), values).rowcount
     row = load_by_id(connection, sealed.grant_id, now, read_at)
     if saved or row is None or row.generation != sealed.generation:
         return row, bool(saved)
     by = connection.execute(select(grants.c.saved_by).where(grants.c.grant_id == sealed.grant_id)).scalar()
     return row, by == save_id
+
+
+@lru_cache(maxsize=64)
+def _saving(now: Now, given: frozenset[str]) -> Update:
+    """The statement that stores a renewal, for the values that there are; columns of the same names are among them."""
+    values: dict[str, Any] = {
+        "status": case(
+            (grants.c.status == GrantStatus.REVOKING.value, grants.c.status), else_=GrantStatus.ACTIVE.value
+        ),
+        "access_expires_at": now + bindparam("life", type_=MICROSECONDS) if "life" in given else null(),
+        "renewed_at": now,
+        "prompt": None,
+        **_NOTHING_IN_FLIGHT,
+    }
+    if "refresh_life" in given:
+        values["refresh_expires_at"] = now + bindparam("refresh_life", type_=MICROSECONDS)
+    values |= {column.name: bindparam(column.name) for column in grants.c if column.name in given}
+    before = [grants.c.grant_id == bindparam("grant"), grants.c.generation == bindparam("before")]
+    if "consent" in given:
+        # After a restored backup a number comes again: a newer consent may have the one that these tokens go on from.
+        before.append(grants.c.consented_at == bindparam("consent"))
+    return update(grants).where(*before).values(values)
 
 
 _NOTHING_IN_FLIGHT: Mapping[str, Any] = {
@@ -472,6 +539,28 @@ def forget(connection: Connection, grant_id: str) -> bool:
     return bool(connection.execute(delete(grants).where(grants.c.grant_id == grant_id)).rowcount)
 
 
+def begin_revocation(connection: Connection, key: GrantKey, now: Now, read_at: float = 0.0) -> StoredGrant | None:
+    """Take a grant out of service, whatever its state; its row, or None if there is none."""
+    connection.execute(
+        update(grants)
+        .where(grants.c.registration == key.registration.encode(), grants.c.member == key.member.encode())
+        .values(status=GrantStatus.REVOKING.value, prompt=None, retry_at=None)
+    )
+    return load(connection, key, now, read_at)
+
+
+def delete_revoked(connection: Connection, claim: Claim) -> bool:
+    """Delete a grant that was revoked, if the claim on it still holds and nobody has connected it anew."""
+    return bool(
+        connection.execute(delete(grants).where(_ours(claim), grants.c.status == GrantStatus.REVOKING.value)).rowcount
+    )
+
+
+def recorded(connection: Connection, event_id: str) -> bool:
+    """Whether the event table has an event."""
+    return connection.execute(select(events.c.event_id).where(events.c.event_id == event_id)).first() is not None
+
+
 # --- pending authorizations ------------------------------------------------------------------------------------------
 
 
@@ -572,15 +661,22 @@ class PauseRow:
 
 def load_pauses(connection: Connection, now: Now, registration: str | None = None) -> list[PauseRow]:
     """Read the pauses, of all registrations or of one."""
-    statement = select(pauses, now.label("now"))
-    if registration is not None:
-        statement = statement.where(pauses.c.registration == registration.encode())
+    found = (
+        connection.execute(select(pauses, now.label("now")))
+        if registration is None
+        else connection.execute(_pause_of(now), {"key": registration.encode()})
+    )
     return [
         PauseRow(
             bytes(row.registration).decode(), row.credentials, row.cause, row.fix, row.paused_at, row.probe_at, row.now
         )
-        for row in connection.execute(statement)
+        for row in found
     ]
+
+
+@lru_cache(maxsize=8)
+def _pause_of(now: Now) -> Select[Any]:
+    return select(pauses, now.label("now")).where(pauses.c.registration == bindparam("key"))
 
 
 def probe_pause(connection: Connection, pause: PauseRow, seconds: float, now: Now) -> bool:
@@ -712,5 +808,7 @@ def _event_dict(row: Row[Any]) -> dict[str, Any]:
 
 
 def prune_events(connection: Connection, days: float, now: Now) -> int:
-    """Delete events older than so many days; return how many."""
-    return connection.execute(delete(events).where(events.c.happened_at < now - round(days * 86_400 * SECOND))).rowcount
+    """Delete events older than so many days, a portion of them (a statement has an end); return how many."""
+    old = select(events.c.event_id).where(events.c.happened_at < now - round(days * 86_400 * SECOND)).limit(PORTION)
+    ids = connection.execute(old).scalars().all()
+    return connection.execute(delete(events).where(events.c.event_id.in_(ids))).rowcount if ids else 0

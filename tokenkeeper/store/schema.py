@@ -92,7 +92,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     from alembic import command  # noqa: PLC0415 - only those who migrate pay for it
     from alembic.config import Config  # noqa: PLC0415
 
-    with engine.connect() as connection, _alone(connection):
+    with _connected(engine) as connection, _alone(connection):
         if revision == "head" and state_of(connection).state in ("current", "newer"):
             return
         config = Config()
@@ -106,6 +106,16 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         connection.commit()
 
 
+def _connected(engine: Engine) -> Connection:
+    """A connection that sees what the migration before has committed, however the host's engine isolates its own."""
+    connection = engine.connect()
+    return (
+        connection
+        if engine.dialect.name == "sqlite"
+        else connection.execution_options(isolation_level="READ COMMITTED")
+    )
+
+
 @contextmanager
 def _alone(connection: Connection) -> Iterator[None]:
     """Hold the one lock that keeps two migrations apart. It is the only lock in tokenkeeper, and no HTTP runs under it."""
@@ -114,8 +124,9 @@ def _alone(connection: Connection) -> Iterator[None]:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     elif backend == "postgresql":
         connection.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{LOCK_PATIENCE * 1000}"})
-        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
-        connection.commit()
+        # Of the migration's own transaction, not of the session: behind a pooler in transaction mode, the session that
+        # unlocks may be another than the one that locked.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     else:
         if not connection.execute(select(func.get_lock(VERSION_TABLE, LOCK_PATIENCE))).scalar():
             raise TemporarilyUnavailable(
@@ -130,11 +141,7 @@ def _alone(connection: Connection) -> Iterator[None]:
         connection.rollback()
         raise
     finally:
-        if backend == "postgresql":
-            connection.rollback()
-            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK})
-            connection.commit()
-        elif backend != "sqlite":
+        if backend in ("mysql", "mariadb"):
             connection.rollback()
             connection.execute(select(func.release_lock(VERSION_TABLE)))
             connection.commit()

@@ -20,6 +20,7 @@ class SealedTokens:
     """A token set that only a keyring can open, for generation ``generation`` of the grant.
 
     ``expires_at`` is in epoch seconds and wins over ``expires_in`` (seconds since the request was sent).
+    ``consented_at`` is of the consent that they go on with (None: not known), for a row that is older than they are.
     """
 
     grant_id: str
@@ -30,6 +31,7 @@ class SealedTokens:
     expires_at: float | None
     refresh_expires_in: float | None
     scopes: tuple[str, ...] | None
+    consented_at: int | None = None
 
 
 def context(column: str, grant_id: str, key: GrantKey, generation: int) -> Context:
@@ -37,7 +39,14 @@ def context(column: str, grant_id: str, key: GrantKey, generation: int) -> Conte
     return Context(TABLE, column, grant_id, key.registration, key.member, generation)
 
 
-def seal_tokens(keyring: Keyring, grant_id: str, key: GrantKey, generation: int, tokens: TokenSet) -> SealedTokens:
+def seal_tokens(
+    keyring: Keyring,
+    grant_id: str,
+    key: GrantKey,
+    generation: int,
+    tokens: TokenSet,
+    consented_at: int | None = None,
+) -> SealedTokens:
     """Seal *tokens* for the grant's *generation*. Raises ConfigurationError."""
 
     def sealed(column: str, secret: Secret) -> bytes:
@@ -52,6 +61,7 @@ def seal_tokens(keyring: Keyring, grant_id: str, key: GrantKey, generation: int,
         expires_at=tokens.expires_at,
         refresh_expires_in=tokens.refresh_expires_in,
         scopes=tokens.scopes,
+        consented_at=consented_at,
     )
 
 

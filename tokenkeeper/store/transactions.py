@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +17,16 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import Pool, QueuePool
 
 from tokenkeeper.clock import Clock
 from tokenkeeper.core.effects import (
+    SECOND,
     Claim,
     ClaimGrant,
     ConsumePending,
+    DeleteRevoked,
     Marked,
     MarkGrant,
     OpenPrompt,
@@ -41,18 +46,21 @@ from tokenkeeper.events import (
     Event,
     GrantConnected,
     GrantForgotten,
+    GrantRevoked,
     ProviderTrouble,
     ReauthenticationNeeded,
     TamperingDetected,
     TokensRenewed,
     stable_id,
 )
-from tokenkeeper.model import GrantKey, Prompt, Secret, scope_set, to_datetime
-from tokenkeeper.store import operations, schema
-from tokenkeeper.store.engine import DEADLOCK, store_errors
+from tokenkeeper.model import GrantKey, GrantStatus, Prompt, Secret, scope_set, to_datetime
+from tokenkeeper.store import operations, schema, settings
+from tokenkeeper.store.engine import DEADLOCK, POOL_PATIENCE, store_errors
 from tokenkeeper.store.sealed import SealedTokens, open_access_token, open_refresh_token, seal_tokens
 from tokenkeeper.store.tables import database_now
 from tokenkeeper.store.watch import ClockWatch
+
+logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 300.0
 """While a registration is paused, one renewal in so many seconds tries whether it is over."""
@@ -84,16 +92,41 @@ def repeated(transaction: Callable[P, R]) -> Callable[P, R]:
     return repeating
 
 
+class _Turns:
+    """At most half of a host's connections are ours at once: fifty renewals must not stand before a host's own query."""
+
+    def __init__(self, pool: Pool) -> None:
+        size = pool.size() if isinstance(pool, QueuePool) else 0
+        self._turns = threading.BoundedSemaphore(max(1, size // 2)) if size else None
+
+    def __enter__(self) -> None:
+        if self._turns is not None and not self._turns.acquire(timeout=POOL_PATIENCE):
+            raise TemporarilyUnavailable(
+                "The token store has waited too long for one of the host's connections. It is nobody's turn: try again; "
+                "no grant has changed.",
+                cause="store",
+                retry_after=1.0,
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self._turns is not None:
+            self._turns.release()
+
+
 class Store:
     """Grants, authorizations, events and pauses in one database."""
 
-    def __init__(self, engine: Engine, keyring: Keyring, clock: Clock, *, audit: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, keyring: Keyring, clock: Clock, *, audit: bool = False, shared: bool = False
+    ) -> None:
+        """*shared*: the engine is the host's, so we never take more than half of its connections at once."""
         self.engine = engine
         self.keyring = keyring
         self._clock = clock
         stand_in = clock.database_now()
         self._now: operations.Now = database_now() if stand_in is None else stand_in
         self._audit = audit
+        self._turn = _Turns(engine.pool) if shared else contextlib.nullcontext()
         self._watch = ClockWatch()
         self._checked = False
         self._check_lock = threading.Lock()
@@ -105,14 +138,14 @@ class Store:
     def _reading(self) -> Iterator[Connection]:
         with store_errors():
             self._check_schema()
-            with self.engine.connect() as connection:
+            with self._turn, self.engine.connect() as connection:
                 yield connection
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with store_errors():
             self._check_schema()
-            with self.engine.begin() as connection:
+            with self._turn, self.engine.begin() as connection:
                 yield connection
 
     def _check_schema(self) -> None:
@@ -120,8 +153,9 @@ class Store:
             return
         with self._check_lock:
             if not self._checked:
-                with self.engine.connect() as connection:
+                with self._turn, self.engine.connect() as connection:
                     schema.check(connection)
+                    _warn_of_risks(connection)
                 self._checked = True
 
     # --- grants ---
@@ -131,10 +165,12 @@ class Store:
         read_at = self._clock.monotonic()
         with store_errors():  # _reading, spelled out: this is the read that every cold call waits for
             self._check_schema()
-            with self.engine.connect() as connection:
+            with self._turn, self.engine.connect() as connection:
                 grant = operations.load(connection, key, self._now, read_at)
         if grant is not None:
-            self._watch.saw(grant)
+            self._watch.saw(grant, now := self._clock.monotonic())
+            if grant.retry_at is not None and grant.retry_at == self._watch.waited_out(grant.id, now):
+                grant = dataclasses.replace(grant, retry_at=None)
         return grant
 
     def grants(self, **filters: Any) -> Iterator[StoredGrant]:
@@ -187,8 +223,10 @@ class Store:
                 effect.lease,
                 self._now,
                 forced=effect.forced,
+                revoking=effect.revoking,
                 trust_clock=self._watch.steady,
                 witnessed=self._watch.witnessed(grant, taken_at, witnessed_lease),
+                waited_out=self._watch.waited_out(grant.id, taken_at),
                 read_at=taken_at,
             )
         return None if claimed is None else Claim(claim_id, claimed, taken_at, effect.lease)
@@ -203,26 +241,35 @@ class Store:
     def release(self, claim: Claim, *, in_doubt: bool, retry_after: float | None, failed: bool) -> None:
         """Give the claim back."""
         with self._writing() as connection:
-            operations.release(connection, claim, self._now, in_doubt=in_doubt, retry_after=retry_after, failed=failed)
+            retry_at = operations.release(
+                connection, claim, self._now, in_doubt=in_doubt, retry_after=retry_after, failed=failed
+            )
+        if retry_after is not None and retry_at is not None:
+            self._watch.backs_off(claim.grant.id, retry_at, self._clock.monotonic() + retry_after)
 
     def seal(self, grant: StoredGrant, tokens: TokenSet) -> SealedTokens:
         """Seal a renewal's tokens for the grant's next generation."""
-        return seal_tokens(self.keyring, grant.id, grant.key, grant.generation + 1, tokens)
+        return seal_tokens(self.keyring, grant.id, grant.key, grant.generation + 1, tokens, grant.consented_at)
 
     @repeated
-    def save_renewal(self, sealed: SealedTokens, elapsed: float, save_id: str, tell: Tell) -> Saved | Overtaken:
+    def save_renewal(
+        self, sealed: SealedTokens, elapsed: float, save_id: str, tell: Tell, over: int | None = None
+    ) -> Saved | Overtaken:
         """Store a renewal's tokens by compare-and-set, with their event."""
         read_at = self._clock.monotonic()
         events: list[Event] = []
+        revoked = False
         with self._writing() as connection:
-            row, saved = operations.save_renewal(connection, sealed, elapsed, save_id, self._now, read_at)
+            row, saved = operations.save_renewal(connection, sealed, elapsed, save_id, self._now, read_at, over)
+            if row is None:
+                revoked = operations.recorded(connection, _revoked_id(sealed.grant_id))
             if saved and row is not None:
                 event = TokensRenewed(
                     id=stable_id("TokensRenewed", row.id, row.generation), at=to_datetime(row.now), **_about(row)
                 )
                 events = self._record(connection, event)
         self._tell(events, tell)
-        return Saved(row) if saved and row is not None else Overtaken(row)
+        return Saved(row) if saved and row is not None else Overtaken(row, revoked)
 
     @repeated
     def mark(self, effect: MarkGrant, tell: Tell) -> Marked | StoredGrant | None:
@@ -264,6 +311,28 @@ class Store:
         return gone
 
     @repeated
+    def begin_revocation(self, key: GrantKey) -> StoredGrant | None:
+        """Take a grant out of service."""
+        read_at = self._clock.monotonic()
+        with self._writing() as connection:
+            return operations.begin_revocation(connection, key, self._now, read_at)
+
+    @repeated
+    def delete_revoked(self, effect: DeleteRevoked, tell: Tell) -> bool:
+        """Delete a grant that was revoked, with its event, which also tells a late renewal what became of the row."""
+        grant = effect.claim.grant
+        events: list[Event] = []
+        with self._writing() as connection:
+            gone = operations.delete_revoked(connection, effect.claim)
+            if gone:
+                event = GrantRevoked(
+                    id=_revoked_id(grant.id), at=to_datetime(grant.now), outcome=effect.outcome, **_about(grant)
+                )
+                events = self._record(connection, event)
+        self._tell(events, tell)
+        return gone
+
+    @repeated
     def save_consent(self, effect: SaveConsent, tell: Tell) -> StoredGrant:
         """Store a consent over whatever the member has; the newest consent wins."""
         for _ in range(operations.ATTEMPTS):
@@ -272,6 +341,8 @@ class Store:
             generation = before.generation + 1 if before else 1
             tokens = effect.tokens
             keeps = tokens.refresh_token is None and effect.keep_refresh_token and before is not None
+            # What is being revoked is no refresh token to keep.
+            keeps = keeps and before is not None and before.status is not GrantStatus.REVOKING
             if keeps and before is not None and before.sealed_refresh_token is not None:
                 tokens = dataclasses.replace(tokens, refresh_token=self.open_refresh_token(before, tell))
             sealed = seal_tokens(self.keyring, grant_id, effect.key, generation, tokens)
@@ -335,18 +406,19 @@ class Store:
 
     # --- pauses ---
 
-    def load_pause(self, registration: str, credentials: str) -> Pause | None:
-        """Read the registration's pause for these credentials; one caller in a while may probe."""
+    def load_pause(self, registration: str, credentials: str, *, probe: bool = False) -> Pause | None:
+        """Read the registration's pause for these credentials; of those who *probe*, one in a while may."""
         with self._reading() as connection:
             found = operations.load_pauses(connection, self._now, registration)
         if not found or found[0].credentials != credentials:
             return None
         row = found[0]
-        probing = False
-        if row.probe_at <= row.now:
+        # Much further ahead than it can be: the database's clock was set back.
+        due = row.probe_at <= row.now or row.probe_at > row.now + round(2 * PROBE_SECONDS * SECOND)
+        if due and probe:
             with self._writing() as connection:
-                probing = operations.probe_pause(connection, row, PROBE_SECONDS, self._now)
-        return Pause(row.cause, row.fix, probing)
+                due = operations.probe_pause(connection, row, PROBE_SECONDS, self._now)
+        return Pause(row.cause, row.fix, due)
 
     @repeated
     def pause(self, event: Event, credentials: str, cause: str, fix: str, tell: Tell) -> None:
@@ -395,7 +467,14 @@ class Store:
                 return
 
     def prune_events(self, days: float) -> int:
-        """Delete events older than so many days; say how many."""
+        """Delete events older than so many days, portion by portion; say how many."""
+        pruned = 0
+        while portion := self._prune_portion(days):
+            pruned += portion
+        return pruned
+
+    @repeated
+    def _prune_portion(self, days: float) -> int:
         with self._writing() as connection:
             return operations.prune_events(connection, days, self._now)
 
@@ -431,6 +510,15 @@ class Store:
             if not page:
                 return
             after = page[-1][0]
+
+
+def _warn_of_risks(connection: Connection) -> None:
+    """Settings that may lose a commit are warned of; a database that does not know them is no reason to fail."""
+    try:
+        for risk in settings.risks(connection):
+            logger.warning("the token store's database: %s", risk)
+    except SQLAlchemyError as error:
+        logger.info("the database's settings cannot be read (%s)", type(error).__name__)
 
 
 def _about(grant: StoredGrant) -> dict[str, Any]:
@@ -469,6 +557,10 @@ def _reauthentication_needed(grant: StoredGrant, prompt: Prompt) -> Reauthentica
         prompt=prompt,
         **_about(grant),
     )
+
+
+def _revoked_id(grant_id: str) -> str:
+    return stable_id("GrantRevoked", grant_id)
 
 
 def _connected(event_id: str, grant: StoredGrant) -> GrantConnected:

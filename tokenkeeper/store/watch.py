@@ -1,7 +1,8 @@
-"""Watches the database's clock against this process's own, and other workers' claims.
+"""Watches the database's clock against this process's own, other workers' claims, and back-offs.
 
 A claim has lapsed when the database's clock says so, unless that clock has jumped; then it has lapsed when this process
-has seen the same claim for a whole lease by its own clock. So a clock that jumps costs at most time.
+has seen the same claim for a whole lease by its own clock. A back-off is over when either clock says so. So a clock that
+jumps costs at most time.
 """
 
 from __future__ import annotations
@@ -23,29 +24,52 @@ class ClockWatch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._offset: float | None = None
+        self._offset: tuple[float, float] | None = None
+        """Between which seconds the database's clock was ahead of ours: it was read at some moment of a look."""
         self._offset_at = 0.0
         self._jumped_at: float | None = None
+        self._back_offs: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._claims: OrderedDict[str, tuple[str | None, int | None, float]] = OrderedDict()
 
-    def saw(self, grant: StoredGrant) -> None:
-        """Take note of a row that was just read."""
-        offset = grant.now / SECOND - grant.read_at
+    def saw(self, grant: StoredGrant, until: float) -> None:
+        """Take note of a row that was read between its ``read_at`` and *until* (monotonic): a look may wait for a connection."""
+        offset = grant.now / SECOND - until, grant.now / SECOND - grant.read_at
         with self._lock:
-            if self._offset is None or abs(offset - self._offset) > JUMP:
+            before = self._offset
+            if before is None or offset[0] > before[1] + JUMP or offset[1] < before[0] - JUMP:
                 if self._offset is not None:
                     self._jumped_at = grant.read_at
                 self._offset, self._offset_at = offset, grant.read_at
-            elif grant.read_at - self._offset_at > MEMORY:
+            elif grant.read_at - self._offset_at > MEMORY or offset[1] - offset[0] < before[1] - before[0]:
                 self._offset, self._offset_at = offset, grant.read_at
             if self._jumped_at is not None and grant.read_at - self._jumped_at > MEMORY:
                 self._jumped_at = None
+            self._saw_back_off(grant, until)
             if grant.claim_id is None:
                 self._claims.pop(grant.id, None)
             elif self._claims.get(grant.id, (None, None, 0.0))[:2] != (grant.claim_id, grant.claimed_until):
-                self._claims[grant.id] = (grant.claim_id, grant.claimed_until, grant.read_at)
+                self._claims[grant.id] = (grant.claim_id, grant.claimed_until, until)
                 while len(self._claims) > SIZE:
                     self._claims.popitem(last=False)
+
+    def backs_off(self, grant_id: str, retry_at: int, over: float) -> None:
+        """Take note of a back-off that this process has just written: *over* at that moment of our own clock."""
+        with self._lock:
+            self._back_offs[grant_id] = (retry_at, over)
+
+    def _saw_back_off(self, grant: StoredGrant, until: float) -> None:
+        if grant.retry_at is None or grant.retry_at <= grant.now:
+            self._back_offs.pop(grant.id, None)
+        elif self._back_offs.get(grant.id, (None, 0.0))[0] != grant.retry_at:
+            self._back_offs[grant.id] = (grant.retry_at, until + (grant.retry_at - grant.now) / SECOND)
+            while len(self._back_offs) > SIZE:
+                self._back_offs.popitem(last=False)
+
+    def waited_out(self, grant_id: str, now: float) -> int | None:
+        """Return the grant's ``retry_at`` if it is over by our own clock, whatever the database's says by now."""
+        with self._lock:
+            retry_at, over = self._back_offs.get(grant_id, (None, 0.0))
+        return retry_at if retry_at is not None and now >= over else None
 
     @property
     def steady(self) -> bool:

@@ -225,13 +225,13 @@ def test_a_claim_is_witnessed_after_a_whole_lease_of_our_own():
     watch = ClockWatch()
     row = grant(claim_id="c1", read_at=0.0)
     watch.saw(row, 0.0)
-    assert watch.witnessed(row, 14.0, 15.0) is None
-    assert watch.witnessed(row, 15.0, 15.0) == "c1"
+    assert not watch.lapsed(row, 14.0, 15.0)
+    assert watch.lapsed(row, 15.0, 15.0)
     other = grant(claim_id="c2", read_at=16.0, now=16 * SECOND)
     watch.saw(other, 16.0)
-    assert watch.witnessed(other, 20.0, 15.0) is None
+    assert not watch.lapsed(other, 20.0, 15.0)
     watch.saw(grant(read_at=21.0, now=21 * SECOND), 21.0)
-    assert watch.witnessed(other, 99.0, 15.0) is None
+    assert not watch.lapsed(other, 99.0, 15.0)
 
 
 def test_the_watch_forgets_what_is_too_much(monkeypatch):

@@ -370,7 +370,8 @@ class RevokesInSpiteOfAClaim(ModelStore):
     """A claim to revoke does not look at the one before."""
 
     def revocable(self, row: Row, grant: StoredGrant, now: int, *, forced: bool) -> bool:
-        return super().revocable(replace(row, claim_id=None), grant, now, forced=forced)
+        free: dict[str, None] = {"claim_id": None, "claimed_until": None}
+        return super().revocable(replace(row, **free), replace(grant, **free), now, forced=forced)
 
 
 class DeletesWhateverIsThere(ModelStore):

@@ -814,7 +814,8 @@ class ClaimsWhoeverHolds(ModelStore):
     """Its claim does not look at the one before."""
 
     def claimable(self, row: Row, grant: StoredGrant, now: int, *, forced: bool) -> bool:
-        return super().claimable(replace(row, claim_id=None), grant, now, forced=forced)
+        free: dict[str, None] = {"claim_id": None, "claimed_until": None}
+        return super().claimable(replace(row, **free), replace(grant, **free), now, forced=forced)
 
 
 class SavesOverAnything(ModelStore):

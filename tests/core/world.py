@@ -296,7 +296,7 @@ class ModelStore:
 
     def claimable(self, row: Row, grant: StoredGrant, now: int, *, forced: bool) -> bool:
         """Whether a claim on what was read in *grant* may be taken."""
-        if row.generation != grant.generation or row.refresh_token is None or not unclaimed(row, now):
+        if row.generation != grant.generation or row.refresh_token is None or not unclaimed(row, grant):
             return False
         if forced:
             return row.status is not GrantStatus.REVOKING
@@ -304,7 +304,7 @@ class ModelStore:
 
     def revocable(self, row: Row, grant: StoredGrant, now: int, *, forced: bool) -> bool:
         """Whether a claim to revoke what was read in *grant* may be taken."""
-        return row.generation == grant.generation and row.status is GrantStatus.REVOKING and unclaimed(row, now)
+        return row.generation == grant.generation and row.status is GrantStatus.REVOKING and unclaimed(row, grant)
 
     def ours(self, claim: Claim) -> Row | None:
         """The row, if the claim on it is still this one."""
@@ -532,9 +532,9 @@ class ModelStore:
         return row.pending
 
 
-def unclaimed(row: Row, now: int) -> bool:
-    """Whether nobody has a claim that still holds."""
-    return row.claim_id is None or (row.claimed_until is not None and row.claimed_until < now)
+def unclaimed(row: Row, grant: StoredGrant) -> bool:
+    """Whether there was no claim when *grant* was read, or one that had lapsed, and that is still so."""
+    return (row.claim_id, row.claimed_until) == (grant.claim_id, grant.claimed_until) and not grant.claimed
 
 
 def access_end(tokens: TokenSet, elapsed: float, now: int) -> int | None:

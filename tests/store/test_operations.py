@@ -199,9 +199,9 @@ def test_a_lapsed_claim(store: Store, clock: TestClock) -> None:
     grant = consent(store)
     first = taken(store, grant)
     clock.advance(LEASE)
-    assert claim(store, grant) is None
+    assert claim(store, row(store)) is None
     clock.advance(0.001)
-    second = taken(store, grant)
+    second = taken(store, row(store))
     assert not store.extend_claim(first)
     assert store.extend_claim(second)
     store.release(first, in_doubt=False, retry_after=None, failed=True)
@@ -216,7 +216,7 @@ def test_an_extended_claim_lasts_longer(here: Store, clock: TestClock) -> None:
     clock.advance(30)
     assert here.extend_claim(held)
     clock.advance(30)
-    assert claim(here, grant) is None
+    assert claim(here, row(here)) is None
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -370,8 +370,35 @@ def test_another_claim_with_the_same_end_was_not_witnessed(local: Engine, clock:
     held = taken(store, consent(store)).grant
     with local.begin() as connection:
         now = store._now
-        assert operations.claim(connection, held, "b" * 32, LEASE, now, trust_clock=False, witnessed="a" * 32) is None
-        assert operations.claim(connection, held, "b" * 32, LEASE, now, trust_clock=False, witnessed=held.claim_id)
+        unlike = replace(held, claim_id="a" * 32)
+        assert operations.claim(connection, unlike, "b" * 32, LEASE, now, lapsed=True) is None
+        assert operations.claim(connection, held, "b" * 32, LEASE, now, lapsed=True)
+
+
+def test_a_claim_taken_since_the_look_stands_even_if_the_clock_jumps_meanwhile(local: Engine, clock: TestClock) -> None:
+    """Two look at a free grant, one claims it; then the database's clock jumps an hour, and the other comes to claim."""
+    holder, other = Store(local, KEYRING, clock), Store(local, KEYRING, Apart(clock))
+    looked = row(other) if consent(holder) else None
+    assert looked is not None
+    held = taken(holder, row(holder))
+    clock.advance(3600)
+    assert claim(other, looked) is None
+    assert row(other).claim_id == held.id
+
+
+def test_a_claim_that_held_at_the_look_stands_even_if_the_clock_jumps_meanwhile(
+    local: Engine, clock: TestClock
+) -> None:
+    """What was seen to hold is not taken by a clock that nobody has looked at since."""
+    holder, other = Store(local, KEYRING, clock), Store(local, KEYRING, own := Apart(clock))
+    held = taken(holder, consent(holder))
+    looked = row(other)
+    clock.advance(3600)
+    assert claim(other, looked) is None
+    assert claim(other, row(other)) is None, "the jump is noticed"
+    own.advance(LEASE)
+    assert row(other).claim_id == held.id
+    assert claim(other, row(other)) is not None, "seen for a whole lease by our own clock"
 
 
 def test_old_events_go_portion_by_portion(local: Engine, clock: TestClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,20 +450,20 @@ def test_a_watch_remembers_claims() -> None:
     """Since when it has seen one claim, as it is; another one, or none, begins anew. Its memory is bounded."""
     watch = ClockWatch()
     held = seen(0, 0.0, "c", 9)
-    assert watch.witnessed(held, 100.0, 0.0) is None
+    assert not watch.lapsed(held, 100.0, 0.0)
     watch.saw(held, 0.0)
-    assert watch.witnessed(held, 39.9, LEASE) is None
-    assert watch.witnessed(held, 40.0, LEASE) == "c"
-    assert watch.witnessed(seen(0, 0.0, "c", 10), 40.0, LEASE) is None
-    assert watch.witnessed(seen(0, 0.0, "d", 9), 40.0, LEASE) is None
+    assert not watch.lapsed(held, 39.9, LEASE)
+    assert watch.lapsed(held, 40.0, LEASE)
+    assert not watch.lapsed(seen(0, 0.0, "c", 10), 40.0, LEASE)
+    assert not watch.lapsed(seen(0, 0.0, "d", 9), 40.0, LEASE)
     watch.saw(seen(30, 30.0, "c", 9), 30.0)
-    assert watch.witnessed(held, 40.0, LEASE) == "c"
+    assert watch.lapsed(held, 40.0, LEASE)
     watch.saw(seen(41, 41.0), 41.0)
-    assert watch.witnessed(seen(0, 0.0), 500.0, LEASE) is None
+    assert not watch.lapsed(seen(0, 0.0), 500.0, LEASE)
     for number in range(SIZE + 5):
         watch.saw(replace(held, id=str(number)), 0.0)
-    assert watch.witnessed(replace(held, id="0"), 100.0, LEASE) is None
-    assert watch.witnessed(replace(held, id="5"), 100.0, LEASE) == "c"
+    assert not watch.lapsed(replace(held, id="0"), 100.0, LEASE)
+    assert watch.lapsed(replace(held, id="5"), 100.0, LEASE)
 
 
 def test_the_databases_own_clock(engine: Engine) -> None:
@@ -488,7 +515,7 @@ def test_a_late_save_wins_over_a_mark_and_a_claim(store: Store, clock: TestClock
     grant = consent(store)
     late = taken(store, grant)
     clock.advance(LEASE + 1)
-    other = taken(store, grant)
+    other = taken(store, row(store))
     assert isinstance(mark(store, other.grant, other), Marked)
     assert row(store).prompt is not None
     assert isinstance(save(store, late), Saved)

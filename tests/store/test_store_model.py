@@ -5,6 +5,7 @@ The model is the one that the flows' schedules run on (``core.world.ModelStore``
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from dataclasses import replace
 from functools import cache
@@ -188,7 +189,7 @@ class Grants(Twice):
     @rule(target=claims, row=rows, forced=st.booleans(), revoking=st.sampled_from([False, False, True]))
     def claim(self, row: StoredGrant, forced: bool, revoking: bool) -> Any:
         """Claim what was read, now or a while ago; to renew it, or to revoke it."""
-        claim = self.store.claim(ClaimGrant(row, LEASE, forced, revoking), LEASE)
+        claim = self.store.claim(ClaimGrant(row, LEASE, forced, revoking), witnessed_lease=math.inf)
         claim_id = "" if claim is None else claim.id
         expected = self.model.claim(row, claim_id, LEASE, self.now, forced=forced, revoking=revoking)
         assert (claim is None) == (expected is None)

@@ -202,18 +202,17 @@ def database_time(connection: Connection, now: Now) -> int:
 
 
 @lru_cache(maxsize=64)
-def _claiming(now: Now, forced: bool, revoking: bool, trust_clock: bool, witnessed: bool) -> Update:
-    lapsed: list[ColumnElement[bool]] = [grants.c.claim_id.is_(None)]
-    if trust_clock:
-        lapsed.append(grants.c.claimed_until < now)
-    if witnessed:
-        # Extended is not what was witnessed: an extension starts the lease anew.
-        same = grants.c.claimed_until == bindparam("witnessed_until")
-        lapsed.append(and_(grants.c.claim_id == bindparam("witnessed"), same))
+def _claiming(now: Now, forced: bool, revoking: bool, lapsed: bool) -> Update:
+    # The claim that was read, and no other: one taken since, or extended, is looked at anew, since between the look and
+    # this statement the database's clock may have jumped.
+    if lapsed:
+        free = and_(grants.c.claim_id == bindparam("lapsed"), grants.c.claimed_until == bindparam("lapsed_at"))
+    else:
+        free = grants.c.claim_id.is_(None)
     conditions: list[ColumnElement[bool]] = [
         grants.c.grant_id == bindparam("grant"),
         grants.c.generation == bindparam("seen"),
-        or_(*lapsed),
+        free,
     ]
     if not revoking:
         conditions.append(grants.c.refresh_token.is_not(None))
@@ -244,18 +243,16 @@ def claim(
     *,
     forced: bool = False,
     revoking: bool = False,
-    trust_clock: bool = True,
-    witnessed: str | None = None,
+    lapsed: bool = False,
     waited_out: int | None = None,
     read_at: float = 0.0,
 ) -> StoredGrant | None:
     """Take the claim on the grant's generation, or return None.
 
-    A claim in the way has lapsed when the database's clock says so (if it can be trusted), or when it is the one that
-    this process has *witnessed* for a whole lease. ``in_flight_since`` keeps the first presentation: a replay never
-    moves the provider's window. A claim to revoke is one on a grant that is ``revoking``, whatever tokens it has; it is
-    no presentation to the token endpoint, and leaves what is known of those. *waited_out* is the ``retry_at`` that this
-    process has waited for by its own clock.
+    A claim that was read on the *grant* stands in the way, unless it has *lapsed*: the caller knows. ``in_flight_since``
+    keeps the first presentation: a replay never moves the provider's window. A claim to revoke is one on a grant that is
+    ``revoking``, whatever tokens it has; it is no presentation to the token endpoint, and leaves what is known of those.
+    *waited_out* is the ``retry_at`` that this process has waited for by its own clock.
     """
     values: dict[str, Any] = {
         "grant": grant.id,
@@ -265,9 +262,9 @@ def claim(
     }
     if not revoking and not forced:
         values["waited_out"] = waited_out
-    if witnessed is not None:
-        values |= {"witnessed": witnessed, "witnessed_until": grant.claimed_until}
-    taken = connection.execute(_claiming(now, forced, revoking, trust_clock, witnessed is not None), values)
+    if lapsed:
+        values |= {"lapsed": grant.claim_id, "lapsed_at": grant.claimed_until}
+    taken = connection.execute(_claiming(now, forced, revoking, lapsed), values)
     return load_by_id(connection, grant.id, now, read_at) if taken.rowcount else None
 
 

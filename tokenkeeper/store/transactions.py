@@ -215,6 +215,9 @@ class Store:
         grant = effect.grant
         taken_at = self._clock.monotonic()
         claim_id = secrets.token_hex(16)
+        lapsed = self._watch.lapsed(grant, taken_at, witnessed_lease)
+        if grant.claim_id is not None and not lapsed:
+            return None
         with self._writing() as connection:
             claimed = operations.claim(
                 connection,
@@ -224,8 +227,7 @@ class Store:
                 self._now,
                 forced=effect.forced,
                 revoking=effect.revoking,
-                trust_clock=self._watch.steady,
-                witnessed=self._watch.witnessed(grant, taken_at, witnessed_lease),
+                lapsed=lapsed,
                 waited_out=self._watch.waited_out(grant.id, taken_at),
                 read_at=taken_at,
             )

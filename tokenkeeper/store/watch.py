@@ -1,8 +1,9 @@
 """Watches the database's clock against this process's own, other workers' claims, and back-offs.
 
 A claim has lapsed when the database's clock says so, unless that clock has jumped; then it has lapsed when this process
-has seen the same claim for a whole lease by its own clock. A back-off is over when either clock says so. So a clock that
-jumps costs at most time.
+has seen the same claim for a whole lease by its own clock. That is judged of the row as it was read, and the claim is
+taken only if the row still says the same: the clock may jump in between. A back-off is over when either clock says so.
+So a clock that jumps costs at most time.
 """
 
 from __future__ import annotations
@@ -76,9 +77,12 @@ class ClockWatch:
         """Whether the database's clock can be trusted to say that a claim has lapsed."""
         return self._jumped_at is None
 
-    def witnessed(self, grant: StoredGrant, now: float, lease: float) -> str | None:
-        """Return the id of the grant's claim if this process has seen it, not extended, for a whole *lease* (seconds)."""
+    def lapsed(self, grant: StoredGrant, now: float, lease: float) -> bool:
+        """Whether the claim that was read has lapsed: by the database's clock, or seen, not extended, for a *lease* (seconds)."""
+        if grant.claim_id is None:
+            return False
+        if not grant.claimed and self.steady:
+            return True
         with self._lock:
             claim_id, until, since = self._claims.get(grant.id, (None, None, now))
-        seen = (claim_id, until) == (grant.claim_id, grant.claimed_until) and now - since >= lease
-        return claim_id if seen else None
+        return (claim_id, until) == (grant.claim_id, grant.claimed_until) and now - since >= lease

@@ -23,6 +23,8 @@ __all__ = ["Explanation", "NearMiss", "Rule", "Rules", "diagnose", "explain"]
 
 MIDNIGHT = "midnight UTC"
 """A rule's ``retry_after`` for quotas that begin anew at midnight UTC."""
+EPOCH = 1e9
+"""A wait of so many seconds (30 years) is a time since the epoch."""
 LONGEST_WAIT = 366 * 86_400.0
 """The longest ``retry_after`` that is passed on, in seconds; whoever waits has a limit of their own."""
 MOST_SCOPES = 64
@@ -290,9 +292,24 @@ def _retry_after(rule: Rule, facts: Facts, now: datetime | None) -> float | None
     if wait is None and rule.retry_after == MIDNIGHT:
         return None if now is None else _to_midnight(now)
     if wait is None and rule.retry_after:
-        values = (_seconds(str(v)) for v in facts.members(rule.retry_after) if isinstance(v, int | float | str))
-        wait = next((value for value in values if value is not None), None)
+        found = (_wait(value, now) for value in _said_to_wait(rule.retry_after, facts))
+        wait = next((value for value in found if value is not None), None)
     return None if wait is None else min(wait, LONGEST_WAIT)
+
+
+def _said_to_wait(place: str, facts: Facts) -> Iterable[str]:
+    where, _, name = place.partition(".")
+    if where == "header":
+        return (facts.headers.get(name, ""),)
+    return (str(value) for value in facts.members(place) if type(value) in (int, float, str))
+
+
+def _wait(text: str, now: datetime | None) -> float | None:
+    """Read seconds, or seconds since the epoch: then those that are left, if the time is known."""
+    seconds = _seconds(text)
+    if seconds is None or seconds < EPOCH:
+        return seconds
+    return None if now is None else max(seconds - now.timestamp(), 0.0)
 
 
 def _to_midnight(now: datetime) -> float:

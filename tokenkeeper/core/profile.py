@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 
 from tokenkeeper.core.diagnosis import Rules
 from tokenkeeper.model import Rotation
@@ -26,12 +27,22 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """What stands in an endpoint as ``{tenant}`` and the like: what to put there, and what is put there otherwise."""
+
+    about: str
+    default: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A provider's facts and rules. Lifetimes are in seconds; None where nobody has said."""
 
     name: str
     title: str = ""
     source: str = ""
+    checked: date | None = None
+    """When the facts were last compared with their source; None: nobody has done so."""
     token_endpoint: str | None = None
     authorization_endpoint: str | None = None
     revocation_endpoint: str | None = None
@@ -43,15 +54,28 @@ class Profile:
     pkce: str = "S256"
     header: str = "Authorization"
     scheme: str = "Bearer"
+    token_request: str = "form"
+    """How the token endpoint wants its requests: as a ``form`` (RFC 6749), or as ``json``."""
+    client_id_parameter: str = "client_id"
+    token_answer: str = ""
+    """The path to the JSON object that holds the tokens, where they do not stand at the top."""
     rotation: Rotation = Rotation.UNKNOWN
     grace_seconds: float | None = None
+    rotation_source: str = ""
+    rotation_checked: date | None = None
     revocation: str = "access_token"
     """What *revoked* from the API means: ``grant`` (all is over) or ``access_token`` (try the refresh token once)."""
     lease_seconds: float | None = None
     deadline_seconds: float | None = None
     errors_in_200: bool = False
     """Whether the provider hides errors in 200 answers, so that their JSON bodies must be looked at."""
+    notes: tuple[str, ...] = ()
+    """What else a developer must know of this provider."""
     lifetimes: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    authorization_parameters: Mapping[str, str] = field(default_factory=dict)
+    token_parameters: Mapping[str, str] = field(default_factory=dict)
+    """Sent with each request of their kind, unless the registration says otherwise."""
     rules: Rules = field(default_factory=Rules, repr=False)
 
     @property

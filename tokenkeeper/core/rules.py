@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from tokenkeeper.core.challenge import Challenge
@@ -18,19 +19,33 @@ from tokenkeeper.model import Surface, Verdict
 GAP = 80
 """The most characters that ``*`` stands for between two words of a phrase."""
 
+RANGE = 1000
+"""The most numbers that a range of values holds."""
+
 Wanted = frozenset[str] | bool
 """The values that fit (compared in lower case), or True for *any*, False for *absent*."""
 
 
 def wanted(values: object) -> Wanted:
-    """Return a condition's values, comparable: a text or number, a list of them, True or False. Raises ValueError."""
+    """Return a condition's values, comparable: texts, numbers, ranges ``{from, to}``; True or False. Raises ValueError."""
     if isinstance(values, bool):
         return values
-    texts = [plain(value) for value in (values if isinstance(values, list | tuple) else (values,))]
+    texts: list[str | None] = []
+    for value in values if isinstance(values, list | tuple) else (values,):
+        texts.extend(_numbers(value) if isinstance(value, dict) else (plain(value),))
     known = frozenset(text for text in texts if text)
     if not known or len(known) != len(texts):
-        raise ValueError("a text or number, a list of different ones, true (present) or false (absent) is needed")
+        raise ValueError(
+            "a text or number, a range { from, to }, a list of different ones, true (present) or false (absent) is needed"
+        )
     return known
+
+
+def _numbers(value: Mapping[str, object]) -> list[str]:
+    first, last = value.get("from"), value.get("to")
+    if set(value) != {"from", "to"} or type(first) is not int or type(last) is not int or not 0 < last - first < RANGE:
+        raise ValueError(f"a range like {{ from = 200, to = 299 }} of at most {RANGE} numbers is needed, not {value!r}")
+    return [str(number) for number in range(first, last + 1)]
 
 
 def _covers(wide: Wanted, narrow: Wanted) -> bool:
@@ -141,27 +156,25 @@ class InWords:
     place: str
     phrases: tuple[str, ...]
     reads_body: bool = field(init=False)
-    _compiled: tuple[tuple[tuple[str, ...], re.Pattern[str] | None], ...] = field(init=False, repr=False, compare=False)
+    _parts: tuple[tuple[str, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads_body", not self.place.startswith(("challenge.", "header.")))
-        compiled = []
+        split = []
         for phrase in self.phrases:
             parts = tuple(normal(part) for part in phrase.split("*"))
             if not all(part.strip() for part in parts):
                 raise ValueError(f"the phrase {phrase!r} has no words, or none on one side of its *")
-            gap = rf"(?:[^|]{{0,{GAP}}} )?"
-            pattern = re.compile(parts[0] + gap + gap.join(p[1:] for p in parts[1:])) if len(parts) > 1 else None
-            compiled.append((parts, pattern))
-        object.__setattr__(self, "_compiled", tuple(compiled))
+            split.append(parts)
+        object.__setattr__(self, "_parts", tuple(split))
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
         return self._says(facts.words(self.place))
 
     def _says(self, text: str) -> bool:
-        for parts, pattern in self._compiled:
-            if parts[0] in text and (pattern is None or (parts[-1] in text and pattern.search(text))):
+        for parts in self._parts:
+            if parts[0] in text and (len(parts) == 1 or (parts[-1] in text and _pattern(parts).search(text))):
                 return True
         return False
 
@@ -175,6 +188,13 @@ class InWords:
         return f"{self.place} says " + " or ".join(repr(phrase) for phrase in self.phrases)
 
 
+@lru_cache(maxsize=4096)
+def _pattern(parts: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile a phrase with gaps; most never are, because an answer has neither its first nor its last words."""
+    gap = rf"(?:[^|]{{0,{GAP}}} )?"
+    return re.compile(parts[0] + gap + gap.join(part[1:] for part in parts[1:]))
+
+
 def _any_fits(found: list[str] | None, values: Wanted) -> bool:
     if isinstance(values, bool):
         return bool(found) is values
@@ -185,8 +205,9 @@ def _any_fits(found: list[str] | None, values: Wanted) -> bool:
 class Rule:
     """One rule: what it asks, what it concludes, what helps, and where that is known from.
 
-    ``statuses`` empty: any status. ``retry_after`` names a JSON member in seconds, or ``midnight UTC``; ``scopes`` a
-    JSON member with the missing scopes (otherwise the challenge says). ``file`` and ``line`` say where it stands.
+    ``statuses`` empty: any status. ``retry_after`` names a JSON member or ``header.name`` with seconds (or seconds since
+    the epoch), or is ``midnight UTC``; ``scopes`` names a JSON member with the missing scopes (otherwise the challenge
+    says). ``file`` and ``line`` say where it stands.
     """
 
     name: str

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import parse_qsl, quote_plus, urlsplit
+from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit
 
 from authlib.common.urls import add_params_to_qs, add_params_to_uri  # type: ignore[import-untyped]
 from authlib.oauth2.auth import ClientAuth  # type: ignore[import-untyped]
@@ -165,7 +165,7 @@ def refresh_request(
         url,
         _with_parameters(
             Secret(prepare_token_request("refresh_token", refresh_token=refresh_token.reveal())),
-            registration.token_parameters,
+            {**profile.token_parameters, **registration.token_parameters},
         ),
         secret=secret,
         now=now,
@@ -202,7 +202,7 @@ def code_request(
                     code_verifier=None if verifier is None else verifier.reveal(),
                 )
             ),
-            registration.token_parameters,
+            {**profile.token_parameters, **registration.token_parameters},
         ),
         secret=secret,
         now=now,
@@ -276,21 +276,20 @@ def authorization_url(
         }
     scope = profile.scope_separator.join(scopes)
     own = {"response_type", "client_id", "redirect_uri", "state", *challenge, *({"scope"} if scope else ())}
-    further = {**registration.authorization_parameters, **(extra or {})}
-    return Secret(
-        add_params_to_uri(
-            prepare_grant_uri(
-                url,
-                registration.client_id,
-                "code",
-                redirect_uri=registration.redirect_uri,
-                scope=scope,
-                state=state.reveal(),
-                **challenge,
-            ),
-            [(name, value) for name, value in _pairs(further) if name not in own],
-        )
+    further = {**profile.authorization_parameters, **registration.authorization_parameters, **(extra or {})}
+    uri: str = prepare_grant_uri(
+        url,
+        registration.client_id,
+        "code",
+        redirect_uri=registration.redirect_uri,
+        scope=scope,
+        state=state.reveal(),
+        **challenge,
     )
+    if profile.client_id_parameter != "client_id":
+        base, _, query = uri.partition("?")
+        uri = f"{base}?{_named(query, profile)}"
+    return Secret(add_params_to_uri(uri, [(name, value) for name, value in _pairs(further) if name not in own]))
 
 
 def _endpoint(registration: Registration, url: str | None, what: str, secret: Secret | None = None) -> str:
@@ -357,35 +356,23 @@ def _authenticated(
     """Add the client's authentication (RFC 6749 section 2.3, OpenID Connect Core section 9)."""
     match profile.client_authentication:
         case "none":
-            return _request(ClientAuth(registration.client_id, None, "none").prepare("POST", url, {}, form.reveal()))
+            prepared = ClientAuth(registration.client_id, None, "none").prepare("POST", url, {}, form.reveal())
         case "client_secret_basic" if secret is not None:
-            return _request(
-                ClientAuth(
-                    quote_plus(registration.client_id), quote_plus(secret.reveal()), "client_secret_basic"
-                ).prepare("POST", url, {}, form.reveal())
-            )
+            prepared = ClientAuth(
+                quote_plus(registration.client_id), quote_plus(secret.reveal()), "client_secret_basic"
+            ).prepare("POST", url, {}, form.reveal())
         case "client_secret_post" if secret is not None:
-            return _request(
-                ClientAuth(registration.client_id, secret.reveal(), "client_secret_post").prepare(
-                    "POST", url, {}, form.reveal()
-                )
+            prepared = ClientAuth(registration.client_id, secret.reveal(), "client_secret_post").prepare(
+                "POST", url, {}, form.reveal()
             )
         case "private_key_jwt" if registration.private_key is not None:
             assertion = _assertion(registration, registration.private_key, profile.token_endpoint or url, now, jti)
-            return _request(
-                (
-                    url,
-                    {},
-                    add_params_to_qs(
-                        form.reveal(),
-                        [
-                            ("client_id", registration.client_id),
-                            ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"),
-                            ("client_assertion", assertion.reveal()),
-                        ],
-                    ),
-                )
-            )
+            members = [
+                ("client_id", registration.client_id),
+                ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"),
+                ("client_assertion", assertion.reveal()),
+            ]
+            prepared = url, {}, add_params_to_qs(form.reveal(), members)
         case method if method in AUTHENTICATION_METHODS:
             missing = "private key" if method == "private_key_jwt" else "client secret"
             raise ConfigurationError(
@@ -405,14 +392,34 @@ def _authenticated(
                 fix=f"Set client_authentication= to one of {', '.join(AUTHENTICATION_METHODS)}.",
             )
 
+    return _request(profile, *prepared)
 
-def _request(prepared: tuple[str, Mapping[str, str], str]) -> TokenRequest:
-    headers = {"accept": "application/json", "content-type": "application/x-www-form-urlencoded"}
+
+def _request(profile: Profile, url: str, headers: Mapping[str, str], form: str) -> TokenRequest:
+    """Shape the request as the provider wants it: a form (RFC 6749 appendix B) or JSON; some call client_id otherwise."""
+    if profile.client_id_parameter != "client_id":
+        form = _named(form, profile)
+    content_type, body = "application/x-www-form-urlencoded", form
+    if profile.token_request == "json":
+        content_type, body = "application/json", json.dumps(_members(parse_qsl(form, keep_blank_values=True)))
+    fixed = {"accept": "application/json", "content-type": content_type}
     return TokenRequest(
-        prepared[0],
-        (*headers.items(), *((name.lower(), value) for name, value in prepared[1].items())),
-        Secret(prepared[2]),
+        url, (*fixed.items(), *((name.lower(), value) for name, value in headers.items())), Secret(body)
     )
+
+
+def _named(form: str, profile: Profile) -> str:
+    """Call ``client_id`` what the provider calls it."""
+    pairs = parse_qsl(form, keep_blank_values=True)
+    return urlencode([(profile.client_id_parameter if name == "client_id" else name, value) for name, value in pairs])
+
+
+def _members(pairs: Iterable[tuple[str, str]]) -> dict[str, str | list[str]]:
+    """A form's fields as the members of a JSON object; a field that comes more than once is an array."""
+    members: dict[str, list[str]] = {}
+    for name, value in pairs:
+        members.setdefault(name, []).append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in members.items()}
 
 
 _KEY_TYPES: Mapping[str, Literal["RSA", "EC", "OKP"]] = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
@@ -467,6 +474,7 @@ def read_token_answer(
     problem = None
     if 200 <= answer.status < 300 and not (members and members.get("error")):
         tokens: TokenSet | str = "there is no JSON object in it"
+        members = _inner(members, profile.token_answer)
         if members is not None:
             tokens = parse_token_response(members, scope_separator=profile.scope_separator)
         if isinstance(tokens, TokenSet):
@@ -481,6 +489,14 @@ def read_token_answer(
         return diagnosis
     message = f"The token endpoint answered {answer.status} without a usable token: {problem}."
     return dataclasses.replace(diagnosis, message=message)
+
+
+def _inner(members: Mapping[str, object] | None, path: str) -> Mapping[str, object] | None:
+    """The object that holds the tokens, at a path; the whole answer if the path is empty."""
+    for name in path.split(".") if path else ():
+        found = None if members is None else members.get(name)
+        members = found if isinstance(found, dict) else None
+    return members
 
 
 def answer_members(answer: Answer) -> Mapping[str, object] | None:

@@ -76,13 +76,15 @@ def resolve(registration: Registration) -> Profile:
     where = f"registration {registration.name!r}"
     try:
         profile = _laid_over(provider) if isinstance(provider, Provider) else load_profile(provider)
-        profile = _filled(profile, registration.parameters, where)
+        defaults = {name: each.default for name, each in profile.parameters.items() if each.default is not None}
+        given = {name: value for name, value in defaults.items() if name in _wanted(profile)}
+        profile = _filled(profile, {**given, **registration.parameters}, where)
     except ConfigurationError as error:
         error.registration = registration.name
         raise
-    missing = sorted({name for each in ENDPOINTS for name in placeholders(getattr(profile, each))})
-    if missing:
-        fix = f"Pass parameters={{{missing[0]!r}: '…'}} to the Registration."
+    if missing := sorted(_wanted(profile)):
+        about = profile.parameters.get(missing[0])
+        fix = f"Pass parameters={{{missing[0]!r}: '…'}} to the Registration.{f' {about.about}' if about else ''}"
         raise problem(where, f"the profile {profile.name} needs the parameter {', '.join(missing)}", fix)
     return profile
 
@@ -205,12 +207,9 @@ def _cached_file(path: Path, changed: int, size: int) -> Profile:  # noqa: ARG00
 
 
 def _profile(sheet: Sheet) -> Profile:
-    facts = dict(sheet.facts)
-    if "rotation" in facts:
-        facts["rotation"] = Rotation(facts["rotation"])
     own = () if sheet.name == GENERIC else sheet.rules
-    rules = Rules(own, _generic_rules(), facts.get("errors_in_200", False))
-    return Profile(name=sheet.name, rules=rules, **facts)
+    rules = Rules(own, _generic_rules(), sheet.facts.get("errors_in_200", False))
+    return Profile(name=sheet.name, rules=rules, **sheet.facts)
 
 
 def _laid_over(provider: Provider) -> Profile:
@@ -227,8 +226,13 @@ def _laid_over(provider: Provider) -> Profile:
     return replace(base, name=provider.name, **facts, **endpoints)
 
 
+def _wanted(profile: Profile) -> set[str]:
+    """The names of the parameters that the endpoints want."""
+    return {name for each in ENDPOINTS for name in placeholders(getattr(profile, each))}
+
+
 def _filled(profile: Profile, parameters: Mapping[str, str], where: str) -> Profile:
-    known = {name for each in ENDPOINTS for name in placeholders(getattr(profile, each))}
+    known = _wanted(profile)
     for name, value in parameters.items():
         if name not in known:
             fix = f"Its parameters are: {', '.join(sorted(known))}." if known else "Leave parameters out."

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,12 +28,16 @@ VOCABULARY: Mapping[str, tuple[str, ...]] = {
     "pkce": ("S256", "none"),
     "rotation": tuple(word.value for word in Rotation),
     "revocation": ("access_token", "grant"),
+    "token_request": ("form", "json"),
 }
 """The facts that are words of a closed vocabulary."""
 
 SECONDS = ("grace_seconds", "lease_seconds", "deadline_seconds")
-TEXTS = ("name", "title", "source", "scope_separator")
-WORDS = ("header", "scheme")
+TEXTS = ("name", "title", "source", "scope_separator", "rotation_source")
+WORDS = ("header", "scheme", "client_id_parameter", "token_answer")
+EMPTY_WORDS = ("scheme", "token_answer")
+"""The words that may be left empty."""
+DATES = ("checked", "rotation_checked")
 FLAGS = ("errors_in_200",)
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
@@ -49,7 +54,12 @@ def check_facts(facts: Mapping[str, Any], where: str) -> None:
     """Check the facts of a profile or Provider; None passes. Raises ConfigurationError naming the fact."""
     for name, value in facts.items():
         if value is not None:
-            _check_fact(name, value, where)
+            check_fact(name, value, where)
+    check_together(facts, where)
+
+
+def check_together(facts: Mapping[str, Any], where: str) -> None:
+    """Check the facts that depend on one another. Raises ConfigurationError naming the fact."""
     if facts.get("rotation") == Rotation.GRACE and facts.get("grace_seconds") is None:
         raise problem(where, "rotation is grace, but grace_seconds is missing", "Say how many seconds the grace lasts.")
     lease, deadline = facts.get("lease_seconds"), facts.get("deadline_seconds")
@@ -57,7 +67,8 @@ def check_facts(facts: Mapping[str, Any], where: str) -> None:
         raise problem(where, "deadline_seconds is not below lease_seconds", "A request must end before its claim does.")
 
 
-def _check_fact(name: str, value: object, where: str) -> None:
+def check_fact(name: str, value: object, where: str) -> None:
+    """Check one fact. Raises ConfigurationError naming it."""
     if name in VOCABULARY and value not in VOCABULARY[name]:
         fix = f"Use one of: {', '.join(VOCABULARY[name])}."
         raise problem(where, f"{name} is {_shown(value)}, which is not a known word", fix)
@@ -70,10 +81,14 @@ def _check_fact(name: str, value: object, where: str) -> None:
     elif name in TEXTS and not isinstance(value, str):
         raise problem(where, f"{name} is {_shown(value)}", "Use a text.")
     elif name in WORDS and not (
-        isinstance(value, str) and (_TOKEN.fullmatch(value) or (name == "scheme" and not value))
+        isinstance(value, str) and (_TOKEN.fullmatch(value) or (name in EMPTY_WORDS and not value))
     ):
         raise problem(
             where, f"{name} is {_shown(value)}", "Use one word of letters, digits and hyphens, as in a header."
+        )
+    elif name in DATES and value is not False and type(value) is not date:
+        raise problem(
+            where, f"{name} is {_shown(value)}", "Use a date like 2026-11-22, or false if nobody has checked."
         )
 
 

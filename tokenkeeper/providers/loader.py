@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tokenkeeper.core.diagnosis import MIDNIGHT
-from tokenkeeper.core.profile import Profile
+from tokenkeeper.core.profile import Parameter, Profile
 from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, wanted
-from tokenkeeper.model import Surface, Verdict
-from tokenkeeper.providers.checks import check_facts, check_seconds, problem
+from tokenkeeper.model import Rotation, Surface, Verdict
+from tokenkeeper.providers.checks import (
+    DATES,
+    ENDPOINTS,
+    check_fact,
+    check_parameter,
+    check_seconds,
+    check_together,
+    placeholders,
+    problem,
+)
 
 FILE_BYTES = 1_048_576
 """The largest profile that is read."""
@@ -25,19 +34,19 @@ FILE_BYTES = 1_048_576
 FACTS = frozenset(each.name for each in fields(Profile)) - {"name", "rules"}
 """The keys of a profile's facts: the fields of :class:`~tokenkeeper.core.profile.Profile`."""
 
-_ABOUT = frozenset({"checked", "rule"})
 _RULE_TEXTS = ("name", "message", "fix", "source")
 _RULE_KEYS = frozenset(
     {*_RULE_TEXTS, "surface", "status", "verdict", "challenge", "header", "json", "words", "retry_after", "scopes"}
 )
 _LIFETIMES = frozenset({"access_token", "refresh_token", "code"})
+_PARAMETER_KEYS = frozenset({"about", "default"})
 _CLASS = re.compile(r"([1-5])xx")
 _RULE_HEADING = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """What one file says: facts as its author wrote them, and compiled rules in order."""
+    """What one file says: facts by the names of a Profile's fields, and compiled rules in order."""
 
     name: str
     facts: Mapping[str, Any]
@@ -64,10 +73,7 @@ def parse_sheet(data: bytes, name: str, file: str) -> Sheet:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise problem(file, f"is not TOML: {error}", "Correct the file.") from error
-    facts = {key: value for key, value in table.items() if key not in _ABOUT}
-    _no_others(facts, FACTS, file)
-    check_facts(facts, file)
-    _check_lifetimes(facts.get("lifetimes", {}), file)
+    facts = _facts(table, text, file)
     tables = table.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
         raise problem(file, "rule is not a list of tables", "Write each rule below a line [[rule]].")
@@ -100,12 +106,78 @@ def _no_others(table: Mapping[str, Any], known: Iterable[str], where: str) -> No
             raise problem(where, f"unknown key {key!r}", f"Known keys: {', '.join(sorted(known))}.")
 
 
-def _check_lifetimes(table: object, file: str) -> None:
-    if not isinstance(table, dict):
-        raise problem(file, "lifetimes is not a table", "Write [lifetimes] and below it access_token = 3600.")
-    _no_others(table, _LIFETIMES, f"{file}: lifetimes")
+def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
+    """Check the facts one by one, each with its line, and turn them into a Profile's."""
+    facts: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == "rule":
+            continue
+        where = _line_of(key, text, file)
+        if key not in FACTS:
+            _no_others({key: value}, FACTS, where)
+        if reader := _TABLE_READERS.get(key):
+            if not isinstance(value, dict):
+                raise problem(where, f"{key} is not a table", f"Write [{key}] and what belongs to it below.")
+            facts[key] = reader(value, where)
+        elif key == "notes":
+            if not isinstance(value, list) or not all(isinstance(note, str) and note.strip() for note in value):
+                raise problem(where, "notes is not a list of texts", 'Write notes = ["…"].')
+            facts[key] = tuple(value)
+        else:
+            check_fact(key, value, where)
+            facts[key] = None if key in DATES and value is False else value
+    check_together(facts, file)
+    if "rotation" in facts:
+        facts["rotation"] = Rotation(facts["rotation"])
+    wanted_parameters = {name for each in ENDPOINTS for name in placeholders(facts.get(each))}
+    for name in facts.get("parameters", {}):
+        if name not in wanted_parameters:
+            where = _line_of(f"parameters.{name}", text, file)
+            raise problem(where, f"no endpoint has {{{name}}}", "Name what stands in braces in the endpoints.")
+    return facts
+
+
+def _line_of(key: str, text: str, file: str) -> str:
+    """Name the file and the line where a key or a table begins."""
+    name = rf'"?{re.escape(key)}"?'
+    found = re.search(rf"^[ \t]*(?:\[[ \t]*{name}[ \t]*(?:\.|\])|{name}[ \t]*[.=])", text, re.MULTILINE)
+    return f"{file}:{text.count(chr(10), 0, found.start()) + 1}" if found else file
+
+
+def _lifetimes(table: Mapping[str, Any], where: str) -> Mapping[str, float]:
+    _no_others(table, _LIFETIMES, f"{where}: lifetimes")
     for name, value in table.items():
-        check_seconds(value, f"lifetimes.{name}", file)
+        check_seconds(value, f"lifetimes.{name}", where)
+    return table
+
+
+def _parameters(table: Mapping[str, Any], where: str) -> Mapping[str, Parameter]:
+    found = {}
+    for name, each in table.items():
+        if not isinstance(each, dict) or not isinstance(each.get("about"), str) or not each["about"].strip():
+            raise problem(
+                where, f"parameter {name} does not say what it is", f'Write [parameters.{name}], about = "…".'
+            )
+        _no_others(each, _PARAMETER_KEYS, f"{where}: parameter {name}")
+        if "default" in each:
+            check_parameter(name, each["default"], where)
+        found[name] = Parameter(**each)
+    return found
+
+
+def _texts(table: Mapping[str, Any], where: str) -> Mapping[str, str]:
+    for name, value in table.items():
+        if not isinstance(value, str):
+            raise problem(where, f"{name} is not a text", "Parameters of a request are texts.")
+    return table
+
+
+_TABLE_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Mapping[str, Any]]] = {
+    "lifetimes": _lifetimes,
+    "parameters": _parameters,
+    "authorization_parameters": _texts,
+    "token_parameters": _texts,
+}
 
 
 def _rule(table: dict[str, Any], sheet: str, file: str, line: int) -> Rule:

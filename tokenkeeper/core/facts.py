@@ -18,6 +18,8 @@ BODY_BYTES = 65_536
 """The largest body that is read as JSON or form; of a larger one only the first words are looked at."""
 TEXT_CHARACTERS = 4_096
 """The most that is looked at of one text."""
+CODE_CHARACTERS = 64
+"""The longest code whose words are told apart."""
 NODES = 256
 """The most JSON values that are visited in search of words or of a member."""
 DEPTH = 12
@@ -29,15 +31,26 @@ _TELLING = frozenset((
     "error", "errors", "message", "messages", "msg", "errormessage", "errormsg", "errordescription", "description",
     "detail", "details", "title", "reason", "hint", "fault", "faultstring", "code", "errorcode", "errortype",
     "errorsummary", "type", "tag", "exceptionmessage", "exceptioncode", "explanation", "name", "category", "status",
-    "subtype", "errorsubtype", "suberror", "summary", "field",
+    "subtype", "errorsubtype", "suberror", "summary", "field", "err", "errmsg", "errorinfo", "errordetail",
+    "errordetails", "errorid", "developermessage", "debugmessage", "displaymessage", "usermessage", "longmessage",
+    "statusmessage", "statusdescription", "resultmessage", "resultmsg", "cause", "id", "exp",
 ))
 # fmt: on
+_HUMPS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_WORDS = re.compile(r"[^a-z0-9]+")
 
 
 def normal(text: str) -> str:
     """Return *text* as words in lower case with one blank around each: ``Token_expired!`` → ``' token expired '``."""
     return _NOT_WORDS.sub(" ", f" {text[:TEXT_CHARACTERS].casefold()} ")
+
+
+def _spoken(text: str) -> str:
+    """Return *text* as :func:`normal` words; a code in humps also as the words it is made of (``TokenExpired``)."""
+    words = normal(text)
+    if " " in text or (apart := _HUMPS.sub(" ", text[:CODE_CHARACTERS])) == text:
+        return words
+    return f"{words}|{normal(apart)}"
 
 
 def plain(value: object) -> str | None:
@@ -140,7 +153,7 @@ class Facts:
             _tell(self.json, "message", 0, [NODES], pieces)
         elif self.text.lstrip()[:1] not in ("<", "{", "["):  # a page says nothing in words that can be relied on
             pieces.append(self.text)
-        return "|".join([normal(piece) for piece in pieces])
+        return "|".join([_spoken(piece) for piece in pieces])
 
     def words(self, place: str) -> str:
         """Return a text as :func:`normal` words: ``said``, ``body``, ``challenge.x``, ``header.x`` or a JSON path."""

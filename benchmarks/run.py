@@ -27,6 +27,7 @@ NAMES = (
     "importing",
     "memory",
     "diagnosing",
+    "generic",
     "peers",
     "claims",
     "scale",

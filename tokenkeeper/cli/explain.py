@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,42 +12,54 @@ from rich.text import Text
 
 from tokenkeeper import providers
 from tokenkeeper.cli import curl
-from tokenkeeper.cli.output import clean, styled, whose
+from tokenkeeper.cli.output import clean, statuses, styled, whose
 from tokenkeeper.cli.session import Command, Session, interactive, json_option, pass_session
 from tokenkeeper.core.diagnosis import Explanation, NearMiss
+from tokenkeeper.core.redaction import masked
+from tokenkeeper.core.rules import Rule
 from tokenkeeper.errors import InvalidInput
-from tokenkeeper.model import Surface
+from tokenkeeper.model import Answer, Surface
 
 LONGEST = 4 << 20
 """Bytes that are read; what decides stands at the beginning."""
-MOST_STATUSES = 6
-"""Statuses that are named of a rule that nearly decided."""
+
+answer_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-")
+surface_option = click.option(
+    "--surface",
+    type=click.Choice([surface.value for surface in Surface]),
+    default=Surface.API.value,
+    help="api: an API's answer (default); token: a token endpoint's, to a refresh.",
+)
 
 
 @click.command(cls=Command)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-")
+@answer_file
 @click.option(
     "--provider",
     default=providers.GENERIC,
     metavar="NAME",
     help="Whose answer it is: a name of `providers list`, or a profile's path.",
 )
-@click.option(
-    "--surface",
-    type=click.Choice([surface.value for surface in Surface]),
-    default=Surface.API.value,
-    help="api: an API's answer (default); token: a token endpoint's, to a refresh.",
-)
+@surface_option
 @json_option
 @pass_session
 def explain(session: Session, *, file: str, provider: str, surface: str) -> None:
     """Say what an answer of a provider means.
 
-    Reads it as `curl -i` prints it, from FILE or standard input, and says the verdict, whose turn it is, the remedy,
-    and by which rule. As in: curl -si -H "Authorization: Bearer ..." https://api.linkedin.com/v2/userinfo |
-    tokenkeeper explain --provider linkedin
+    Reads it as `curl -i` prints it, from FILE or standard input, and says the verdict, whose turn it is, the remedy, by
+    which rule (file, line and source), and which rules nearly decided. As in: curl -si -H "Authorization: Bearer ..."
+    https://api.linkedin.com/v2/userinfo | tokenkeeper explain --provider linkedin
     """
     profile = providers.load_profile(provider)  # unlike diagnose(), the command refuses a name that is not known
+    answer = read_answer(session, file)
+    found = providers.explain(
+        answer.status, answer.headers, answer.body, provider=provider, surface=surface, now=datetime.now(UTC)
+    )
+    session.out.result(_data(answer.status, profile.name, surface, found), _lines(answer.status, profile.name, found))
+
+
+def read_answer(session: Session, file: str) -> Answer:
+    """Read what ``curl -i`` printed from a file or standard input. Raises InvalidInput where there is no answer."""
     if file == "-" and interactive():
         session.out.say("Paste the answer (status line, headers, body), then press Ctrl-D.")
     with click.open_file(file, "rb") as stream:
@@ -57,10 +70,7 @@ def explain(session: Session, *, file: str, provider: str, surface: str) -> None
             cause="no_answer",
             fix="use `curl -si`, which prints the status line and the headers before the body",
         )
-    found = providers.explain(
-        answer.status, answer.headers, answer.body, provider=provider, surface=surface, now=datetime.now(UTC)
-    )
-    session.out.result(_data(answer.status, profile.name, surface, found), _lines(answer.status, profile.name, found))
+    return answer
 
 
 def _data(status: int, profile: str, surface: str, found: Explanation) -> dict[str, Any]:
@@ -72,17 +82,25 @@ def _data(status: int, profile: str, surface: str, found: Explanation) -> dict[s
         "verdict": diagnosis.verdict,
         "turn": diagnosis.turn,
         "remedy": diagnosis.remedy,
-        "message": diagnosis.message,
+        "message": masked(diagnosis.message),
         "fix": diagnosis.fix,
         "retry_after": diagnosis.retry_after,
-        "scopes": diagnosis.scopes,
-        "acr_values": diagnosis.acr_values,
-        "error_code": diagnosis.error_code,
+        "scopes": [masked(scope) for scope in diagnosis.scopes],
+        "acr_values": diagnosis.acr_values and masked(diagnosis.acr_values),
+        "error_code": diagnosis.error_code and masked(diagnosis.error_code),
         "rule": diagnosis.rule,
         "file": rule.file,
         "line": rule.line,
         "source": rule.source,
-        "near": [{"rule": miss.rule.name, "failed": miss.failed} for miss in found.near],
+        "near": [
+            {
+                "rule": miss.rule.name,
+                "failed": [masked(failed) for failed in miss.failed],
+                "file": miss.rule.file,
+                "line": miss.rule.line,
+            }
+            for miss in found.near
+        ],
     }
 
 
@@ -92,28 +110,29 @@ def _lines(status: int, profile: str, found: Explanation) -> Iterator[Text]:
     yield Text.assemble("verdict  ", (diagnosis.verdict, "bold"))
     yield Text.assemble("turn     ", (whose(diagnosis.turn), styled(diagnosis.turn).style))
     yield Text(f"remedy   {diagnosis.remedy}")
-    yield Text(f"message  {clean(diagnosis.message)}")
+    yield Text(f"message  {clean(masked(diagnosis.message))}")
     yield Text(f"fix      {clean(diagnosis.fix)}")
     if diagnosis.retry_after is not None:
         yield Text(f"wait     {diagnosis.retry_after:.0f} seconds")
     if diagnosis.scopes:
-        yield Text(f"scopes   {clean(' '.join(diagnosis.scopes))}")
-    place = f" ({rule.file}:{rule.line})" if rule.file else ""
-    yield Text(f"rule     {diagnosis.rule}{place}")
-    yield Text(f"source   {rule.source}")
+        yield Text(f"scopes   {clean(masked(' '.join(diagnosis.scopes)))}")
+    yield Text(f"rule     {diagnosis.rule}{f' ({place(rule)})' if rule.file else ''}")
+    yield Text(f"source   {clean(rule.source)}")
     for miss in found.near:
-        wants = _wants(miss)
-        yield Text(
-            f"not      {miss.rule.name}: {f'it wants {wants}' if wants else 'an earlier rule decided'}",
-            style="dim",
-        )
+        yield Text(f"not      {miss.rule.name}: {_why_not(miss)}", style="dim")
 
 
-def _wants(miss: NearMiss) -> str:
-    """What a rule that nearly decided wants of the answer beside what it has."""
-    statuses = sorted(miss.rule.statuses)
-    shown = " or ".join(map(str, statuses[:MOST_STATUSES])) + " ..." * (len(statuses) > MOST_STATUSES)
-    return "; ".join(
-        f"status {shown}" if failed.startswith("status is ") else clean(failed.replace(" says ", " to say ", 1))
-        for failed in miss.failed
-    )
+def place(rule: Rule) -> str:
+    """Return the file and the line of a rule; a file below the current folder as it would be typed."""
+    file = Path(rule.file)
+    return f"{file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}:{rule.line}"
+
+
+def _why_not(miss: NearMiss) -> str:
+    """Why a rule did not decide that nearly did."""
+    if not miss.failed:
+        return "it holds, too, but comes later"
+    if miss.failed[0].startswith("status is "):
+        return f"all of it holds but the status; it is for {statuses(miss.rule.statuses)}"
+    wants = (masked(failed.replace("said says ", "the answer says ", 1)) for failed in miss.failed)
+    return f"it wants: {clean('; '.join(wants))}"

@@ -70,6 +70,25 @@ def shown(value: object) -> str:
             return clean(str(value))
 
 
+def statuses(found: Iterable[int]) -> str:
+    """Return the statuses that a rule is about: a class where it is about all of it, ``any`` where there are none."""
+    words, left = [], set(found)
+    for hundred in range(100, 600, 100):
+        if left.issuperset(whole := range(hundred, hundred + 100)):
+            words.append(f"{hundred // 100}xx")
+            left.difference_update(whole)
+    return " ".join([*map(str, sorted(left)), *words]) or "any"
+
+
+def lasting(seconds: float) -> str:
+    """Return a duration in seconds, and in a larger unit that measures it without a rest."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length and seconds % length == 0:
+            count = round(seconds / length)
+            return f"{shown(float(seconds))} ({count} {unit}{'s' * (count != 1)})"
+    return shown(float(seconds))
+
+
 def whose(turn: Turn) -> str:
     """Return whose turn it is, as a sentence says it."""
     return _WHOSE[turn]

@@ -167,21 +167,26 @@ def diagnose(
 def explain(
     answer: Answer, rules: Rules, *, surface: Surface = Surface.API, now: datetime | None = None, most: int = 5
 ) -> Explanation:
-    """Return :func:`diagnose`'s answer with the deciding rule, and at most *most* rules that nearly decided."""
+    """Return :func:`diagnose`'s answer with the deciding rule, and at most *most* rules that nearly decided.
+
+    The most telling come first: those of whose conditions one holds, of these the provider's own, then those of which
+    more holds. Of an own rule it is enough that the status fits.
+    """
     facts = Facts(answer)
     decisive = _decide(facts, rules, surface)
-    near = []
-    for rule in (*rules.own, *rules.generic):
+    near: list[tuple[tuple[bool, bool, int, int, int], NearMiss]] = []
+    for index, rule in enumerate((*rules.own, *rules.generic)):
         if rule is decisive or rule.surface is not surface:
             continue
-        held = sum(condition.holds(facts) for condition in rule.conditions)
         failed = [str(condition) for condition in rule.conditions if not condition.holds(facts)]
+        held = len(rule.conditions) - len(failed)
         if not rule.fits(answer.status):
             failed.insert(0, "status is " + " or ".join(map(str, sorted(rule.statuses)[:8])))
-        if held and len(failed) <= 1:
-            near.append(NearMiss(rule, tuple(failed)))
-    near.sort(key=lambda miss: len(miss.failed))
-    return Explanation(_conclude(decisive, facts, now), decisive, tuple(near[:most]))
+        foreign = index >= len(rules.own)
+        if len(failed) <= 1 and (held or (not foreign and answer.status in rule.statuses)):
+            near.append(((not held, foreign, len(failed), -held, index), NearMiss(rule, tuple(failed))))
+    near.sort(key=lambda each: each[0])
+    return Explanation(_conclude(decisive, facts, now), decisive, tuple(miss for _, miss in near[:most]))
 
 
 def _decide(facts: Facts, rules: Rules, surface: Surface) -> Rule:

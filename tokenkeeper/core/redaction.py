@@ -65,6 +65,16 @@ def safe_text(text: object, limit: int = 200, secrets: Iterable[str | Secret] = 
     return escape(_masked(str(text), limit, secrets), limit)
 
 
+def masked(text: str, secrets: Iterable[str | Secret] = ()) -> str:
+    """Return *text* with what looks like a secret masked, otherwise as it is: neither capped nor escaped."""
+    return _masked(text, len(text), secrets)
+
+
+def is_secret_member(name: str) -> bool:
+    """Whether a JSON member or a parameter of that name holds a secret."""
+    return _SECRET_MEMBER.fullmatch(name) is not None
+
+
 def escape(text: str, limit: int) -> str:
     """Return *text* capped, with control, format and surrogate characters as escapes (no line can be forged)."""
     escaped = text[: limit + 1]

@@ -17,6 +17,7 @@ import pytest
 from click.testing import Result
 
 from tokenkeeper.cli import connect
+from tokenkeeper.config import load
 
 if TYPE_CHECKING:
     from conftest import World
@@ -81,6 +82,50 @@ def test_a_member_is_connected(run: Run, world: World, browser: Put) -> None:
     assert page.headers["referrer-policy"] == "no-referrer"
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert json.loads(run("grants", "show", "fake", "ann", "--json").stdout)["status"] == "active"
+
+
+def test_a_provider_with_a_tenant(run: Run, world: World, browser: Put) -> None:
+    """A profile's parameter, its default and what it wants along: from the URL to the renewal, all at one's own tenant."""
+    (world.folder / "acme.toml").write_text(f"""
+        title = "Acme"
+        authorization_endpoint = "{world.base_url}/{{tenant}}/oauth2/{{version}}/authorize"
+        token_endpoint = "{world.base_url}/{{tenant}}/oauth2/{{version}}/token"
+        client_authentication = "client_secret_post"
+        [parameters.tenant]
+        about = "The directory's name."
+        [parameters.version]
+        about = "The API's version."
+        default = "v2.0"
+        [authorization_parameters]
+        access_type = "offline"
+    """)
+    settings = (world.folder / "tokenkeeper.toml").read_text()
+    missing = (
+        settings
+        + f"""
+            [registrations.acme]
+            provider = "{world.folder / "acme.toml"}"
+            client_id = "client-1"
+            client_secret = "env:FAKE_SECRET"
+            redirect_uri = "{world.redirect_uri}"
+            scopes = ["read"]
+        """
+    )
+    (world.folder / "tokenkeeper.toml").write_text(missing)
+    refused = run("connect", "acme", "ann")
+    assert (refused.exit_code, "tenant" in refused.stderr, "The directory's name." in refused.stderr) == (1, True, True)
+    (world.folder / "tokenkeeper.toml").write_text(f'{missing}    parameters = {{ tenant = "contoso.example" }}\n')
+    member = browser(lambda url: [get(world.provider.follow(url, member="ann"))])
+    done = run("connect", "acme", "ann")
+    member.join()
+    assert done.exit_code == 0, done.output
+    asked = urlsplit(member.opened[0])
+    assert asked.path == "/contoso.example/oauth2/v2.0/authorize"
+    assert parse_qs(asked.query)["access_type"] == ["offline"]
+    with load().keeper() as keeper:
+        assert keeper.renew("acme", "ann").generation == 2
+    asked_tokens = [request.path for request in world.provider.requests if request.path.endswith("/token")]
+    assert asked_tokens == ["/contoso.example/oauth2/v2.0/token"] * 2
 
 
 def test_json_has_the_url_first_and_the_grant_last(run: Run, world: World, browser: Put) -> None:

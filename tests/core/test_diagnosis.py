@@ -104,6 +104,10 @@ def test_an_unreadable_body_is_not_an_empty_one() -> None:
         (InJson("code", wanted(65601)), {"code": 65601.0}, True),
         (InJson("code", wanted(1)), {"code": True}, False),
         (InJson("code", wanted("x")), {"code": {"x": 1}}, False),
+        (InJson("code", wanted([7, {"from": 200, "to": 299}])), {"code": 200}, True),
+        (InJson("code", wanted([7, {"from": 200, "to": 299}])), {"code": "299"}, True),
+        (InJson("code", wanted([7, {"from": 200, "to": 299}])), {"code": 7}, True),
+        (InJson("code", wanted([7, {"from": 200, "to": 299}])), {"code": 300}, False),
         (InJson("code", True), {"code": {"x": 1}}, True),
         (InJson("code", True), {"code": None}, False),
         (InJson("code", False), {"code": None}, True),
@@ -116,6 +120,9 @@ def test_an_unreadable_body_is_not_an_empty_one() -> None:
         (InWords("message", ("token * expired",)), {"message": "token" + " x" * 80 + " expired"}, False),
         (InWords("message", ("token * expired",)), {"message": ["token", "expired"]}, False),
         (InWords("said", ("token expired",)), {"errors": [{"errorType": "token_expired"}]}, True),
+        (InWords("said", ("token expired",)), {"error": "TokenExpired"}, True),
+        (InWords("said", ("tokenexpired",)), {"error": "TokenExpired"}, True),
+        (InWords("said", ("token expired",)), {"error": "TokenExpired or not"}, False),
         (InWords("said", ("token expired",)), {"post": {"body": "token expired"}}, False),
         (InWords("body", ("token expired",)), {"post": {"text": "token expired"}}, True),
         (InWords("header.x-why", ("token expired",)), {}, True),
@@ -142,7 +149,13 @@ def test_conditions(condition: Condition, body: object, holds: bool) -> None:
     assert str(condition)
 
 
-@pytest.mark.parametrize("values", [[], "", [""], ["a", "A"], {"a": 1}, None, [["a"]]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [], "", [""], ["a", "A"], {"a": 1}, None, [["a"]], {"from": 1}, {"from": 2, "to": 1}, {"from": 1, "to": 5000},
+        {"from": "1", "to": "9"}, {"from": 1, "to": 9, "step": 2}, [5, {"from": 1, "to": 9}],
+    ],
+)  # fmt: skip
 def test_values_that_mean_nothing_are_refused(values: object) -> None:
     """A condition without a value, with the same twice or with an object, is an error of its author."""
     with pytest.raises(ValueError, match="is needed"):
@@ -261,6 +274,19 @@ def test_a_rule_may_name_the_member_that_says_how_long_to_wait() -> None:
     assert diagnose(answer({"retry_after": 2009.867}, 429), GENERIC).retry_after == pytest.approx(2009.867)
     assert diagnose(answer({"retry_after": "3"}, 429), GENERIC).retry_after == 3
     assert diagnose(answer({"retry_after": "later"}, 429), GENERIC).retry_after is None
+
+
+def test_a_rule_may_name_the_header_that_says_how_long_to_wait() -> None:
+    """Seconds, or (as most quotas say it) seconds since the epoch: then what is left of them, if the time is known."""
+    rules = Rules(own=(rule("own", Verdict.RATE_LIMITED, retry_after="header.x-ratelimit-reset"),))
+    assert diagnose(answer({}, 401, x_ratelimit_reset="30"), rules).retry_after == 30
+    reset = str(int(NOON.timestamp()) + 90)
+    assert diagnose(answer({}, 401, x_ratelimit_reset=reset), rules, now=NOON).retry_after == 90
+    assert diagnose(answer({}, 401, x_ratelimit_reset=reset), rules).retry_after is None
+    assert diagnose(answer({}, 401, x_ratelimit_reset="1000000001"), rules, now=NOON).retry_after == 0
+    assert diagnose(answer({}, 401, x_ratelimit_reset="soon"), rules, now=NOON).retry_after is None
+    assert diagnose(answer({}, 401), rules, now=NOON).retry_after is None
+    assert diagnose(answer({}, 401, x_ratelimit_reset="30", retry_after="5"), rules, now=NOON).retry_after == 5
 
 
 def test_missing_scopes_come_from_the_challenge_the_rule_or_the_body() -> None:

@@ -36,6 +36,7 @@ from tokenkeeper.core.token_endpoint import (
 )
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Answer, Diagnosis, Registration, Remedy, Secret, Turn, Verdict
+from tokenkeeper.providers import load_profile
 
 NOW = 1_800_000_000.0
 SECRET = Secret("s3cret% +:/ü")
@@ -831,3 +832,79 @@ def test_import_is_light() -> None:
     heavy = ["httpx", "httpx2", "httpcore2", "requests", "aiohttp", "sqlalchemy", "joserfc", "cryptography"]
     done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- what some providers want otherwise -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post", "none"])
+def test_a_provider_may_want_json(method: str) -> None:
+    """The same fields as members of an object; what comes more than once is an array; the secret stays where it belongs."""
+    request = refresh(
+        registration(token_parameters={"resource": ["a", "b"], "audience": "x"}),
+        profile(token_request="json", client_authentication=method),
+    )
+    assert header(request, "content-type") == "application/json"
+    expected: dict[str, object] = {"grant_type": "refresh_token", "refresh_token": REFRESH.reveal()}
+    expected |= {"resource": ["a", "b"], "audience": "x"}
+    if method != "client_secret_basic":
+        expected["client_id"] = "id:1 ü"
+    if method == "client_secret_post":
+        expected["client_secret"] = SECRET.reveal()
+    assert json.loads(request.body.reveal()) == expected
+    assert REFRESH.reveal() not in repr(request)
+
+
+def test_a_provider_may_call_the_client_id_otherwise() -> None:
+    """TikTok: client_key, at the token endpoint and in the URL where the member signs in."""
+    odd = profile(client_id_parameter="client_key", client_authentication="client_secret_post", scope_separator=",")
+    assert dict(form(refresh(prof=odd))) == {
+        "grant_type": "refresh_token",
+        "refresh_token": REFRESH.reveal(),
+        "client_key": "id:1 ü",
+        "client_secret": SECRET.reveal(),
+    }
+    url = authorization_url(registration(), odd, state=Secret("s"), verifier=None, scopes=("a", "b")).reveal()
+    asked = dict(parse_qsl(urlsplit(url).query))
+    assert (asked["client_key"], asked["scope"], asked["state"]) == ("id:1 ü", "a,b", "s")
+    assert "client_id" not in asked
+
+
+def test_what_a_profile_sends_along_the_registration_may_say_otherwise() -> None:
+    """Parameters of the profile come with each request; the registration's win, and None leaves one out."""
+    odd = profile(
+        token_parameters={"action": "requesttoken", "audience": "a"},
+        authorization_parameters={"access_type": "offline", "prompt": "consent"},
+    )
+    mine = registration(
+        token_parameters={"audience": "b"}, authorization_parameters={"prompt": None, "hd": "acme.example"}
+    )
+    sent = dict(form(refresh(mine, odd)))
+    assert (sent["action"], sent["audience"]) == ("requesttoken", "b")
+    code = code_request(mine, odd, Secret("c"), verifier=None, redirect_uri=None, secret=SECRET, now=NOW, jti="j")
+    assert dict(form(code))["action"] == "requesttoken"
+    url = authorization_url(mine, odd, state=Secret("s"), verifier=None, scopes=()).reveal()
+    asked = dict(parse_qsl(urlsplit(url).query))
+    assert (asked["access_type"], asked["hd"]) == ("offline", "acme.example")
+    assert "prompt" not in asked
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ({"status": 0, "body": {"access_token": "a", "refresh_token": "r", "expires_in": 10800}}, "a"),
+        ({"status": 0, "body": {"userid": "7"}}, Verdict.PROVIDER_FAULT),
+        ({"status": 0, "body": []}, Verdict.PROVIDER_FAULT),
+        ({"status": 0, "access_token": "a"}, Verdict.PROVIDER_FAULT),
+        ({"error": "invalid_grant", "body": {"access_token": "a"}}, Verdict.GRANT_INVALID),
+    ],
+)
+def test_tokens_may_stand_deeper(body: dict[str, Any], outcome: str | Verdict) -> None:
+    """Withings puts them below ``body``; where they are not there, nobody's grant is condemned for it."""
+    nested = profile(token_answer="body", rules=load_profile("generic").rules)
+    found = read_token_answer(Answer(200, (), json.dumps(body).encode()), nested)
+    if isinstance(found, TokenSet):
+        assert found.access_token.reveal() == outcome
+        assert (found.expires_in, found.refresh_token) == (10800, Secret("r"))
+    else:
+        assert found.verdict is outcome

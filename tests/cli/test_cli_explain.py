@@ -1,9 +1,8 @@
-"""``explain`` and ``providers``: what an answer means, and what is known of the providers."""
+"""``explain``: what an answer means, by which rule, and which rules nearly decided."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_explain_is_generic_without_a_provider(run: Run) -> None:
     assert json.loads(run("explain", "--json", stdin=STEP_UP).stdout)["verdict"] == "step_up"
     done = run("explain", "--provider", "linkedn", stdin=STEP_UP)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "Did you mean linkedin?" in done.stderr
+    assert "Did you mean linkedin" in done.stderr
     assert done.stderr == run("providers", "show", "linkedn").stderr
 
 
@@ -160,40 +159,3 @@ def test_explain_needs_the_status_line(run: Run, text: bytes) -> None:
     done = run("explain", stdin=text)
     assert done.exit_code == 1
     assert "curl -si" in done.stderr
-
-
-def test_providers_are_listed(run: Run) -> None:
-    """providers list names the whole catalogue, as JSON Lines and as text."""
-    rows = [json.loads(line) for line in run("providers", "list", "--json").stdout.splitlines()]
-    assert [row["name"] for row in rows] == providers.names()
-    assert "LinkedIn" in run("providers", "list").stdout
-
-
-@pytest.mark.parametrize("name", ["linkedin", "generic"])
-def test_a_provider_is_shown(run: Run, name: str) -> None:
-    """providers show has the facts, and the rules in order, each with its source."""
-    profile = providers.load_profile(name)
-    data = json.loads(run("providers", "show", name, "--json").stdout)
-    rules = profile.rules.own or profile.rules.generic
-    assert data["client_authentication"] == profile.client_authentication
-    assert data["lease_seconds"] == profile.timing.lease
-    assert [rule["rule"] for rule in data["rules"]] == [rule.name for rule in rules]
-    assert all(rule["source"] for rule in data["rules"])
-    text = run("providers", "show", name).stdout
-    assert all(rule.name in text for rule in rules)
-    assert "scope separator        a blank" in text
-
-
-def test_figures_are_shown_as_people_write_them(run: Run) -> None:
-    """No figure of any provider shows how a computer rounds, nor a needless point."""
-    for name in providers.names():
-        for text in (run("providers", "show", name).stdout, run("providers", "show", name, "--json").stdout):
-            assert not re.search(r"\d\.\d{4,}", text), name
-    assert "lease seconds          40\n" in run("providers", "show", "linkedin").stdout
-
-
-def test_an_unknown_provider_is_refused_with_near_names(run: Run) -> None:
-    """A slip of the pen is answered with what may have been meant."""
-    done = run("providers", "show", "linkdin")
-    assert done.exit_code == 1
-    assert "linkedin" in done.stderr

@@ -1,0 +1,59 @@
+"""The catalogue: what every profile must say, and that each of its rules is shown by an answer that somebody saw."""
+
+from __future__ import annotations
+
+import timeit
+from pathlib import Path
+
+import pytest
+
+from tokenkeeper import providers
+from tokenkeeper.providers.loader import read_sheet
+from tokenkeeper.providers.review import review
+from tokenkeeper.providers.vectors import read_vectors
+
+VECTORS = Path(__file__).parent / "vectors"
+NAMES = [name for name in providers.names() if name != providers.GENERIC]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_review_finds_nothing_wrong(name: str) -> None:
+    """Title, source, when checked, token endpoint, the rotation's source, parameters, and a vector with origin a rule."""
+    path = VECTORS / f"{name}.jsonl"
+    found = review(providers.CATALOGUE / f"{name}.toml", read_vectors(path) if path.exists() else ())
+    assert [finding for finding in found.findings if finding.level == "fail"] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_profile_loads_by_its_name(name: str) -> None:
+    """A profile is found by the name of its file, its rules go before the generic ones, and its name can be typed."""
+    profile = providers.load_profile(name)
+    assert profile.name == name
+    assert name.isascii()
+    assert name == name.lower()
+    assert profile.rules.own
+    assert profile.rules.generic
+
+
+def test_every_generic_rule_has_a_vector_that_says_where_it_is_from() -> None:
+    """The generic rules are shown by answers, too, in their own file."""
+    vectors = read_vectors(VECTORS / "generic.jsonl")
+    shown = {vector.rule for vector in vectors if vector.origin}
+    assert [rule.name for rule in providers.load_profile("generic").rules.generic if rule.name not in shown] == []
+
+
+def test_every_file_of_vectors_has_a_profile() -> None:
+    """No vectors are left behind by a profile that was renamed."""
+    assert {path.stem for path in VECTORS.glob("*.jsonl")} <= set(providers.names())
+
+
+def test_the_catalogue_loads_quickly() -> None:
+    """One profile is read when it is asked for, within milliseconds (the slowest takes far less on a quiet machine)."""
+    slowest = max(
+        (
+            min(timeit.repeat(lambda name=name: read_sheet(providers.CATALOGUE / f"{name}.toml"), number=1, repeat=5)),
+            name,
+        )
+        for name in providers.names()
+    )
+    assert slowest[0] < 0.2, slowest

@@ -322,6 +322,29 @@ def test_a_grant_with_a_claim_is_not_marked_without_it(local: Engine, clock: Tes
     assert row(store).status is GrantStatus.ACTIVE
 
 
+def test_a_claim_that_came_since_our_last_look_has_not_lapsed(local: Engine, clock: TestClock) -> None:
+    """Its holder's clock is an hour behind ours (SQLite: a clock a process): younger than our last look, it holds."""
+    other = Store(local, KEYRING, own := Apart(clock))
+    consent(other)
+    row(other)
+    holder = Store(local, KEYRING, TestClock(clock() - 3600))
+    taken(holder, row(holder))
+    assert not row(other).claimed, "by our clock it lapsed long ago"
+    assert claim(other, row(other)) is None
+    own.advance(LEASE)
+    clock.advance(LEASE)
+    assert claim(other, row(other)) is not None
+
+
+def test_a_claim_of_before_our_time_has_lapsed_by_the_databases_clock(local: Engine, clock: TestClock) -> None:
+    """A process that has just started knows of no earlier look: it takes over at once what a dead one has left."""
+    holder = Store(local, KEYRING, clock)
+    taken(holder, consent(holder))
+    clock.advance(LEASE + 1)
+    other = Store(local, KEYRING, Apart(clock))
+    assert claim(other, row(other)) is not None
+
+
 def test_a_back_off_is_over_when_either_clock_says_so(local: Engine, clock: TestClock) -> None:
     """The database's clock is set back an hour while a grant backs off for ten seconds: it waits for no hour."""
     holder, other = Store(local, KEYRING, clock), Store(local, KEYRING, own := Apart(clock))

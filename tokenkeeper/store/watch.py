@@ -8,8 +8,10 @@ So a clock that jumps costs at most time.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
 from tokenkeeper.core.effects import SECOND, StoredGrant
 
@@ -18,6 +20,18 @@ JUMP = 2.0
 
 MEMORY = 60.0
 SIZE = 10_000
+
+
+class _Look(NamedTuple):
+    """What was seen of a grant's claim: since when it is as it is, and when it was last read to be otherwise."""
+
+    claim: tuple[str | None, int | None]
+    since: float
+    otherwise_at: float
+    read_at: float
+
+
+_NEVER = _Look(("", None), math.inf, -math.inf, -math.inf)
 
 
 class ClockWatch:
@@ -30,26 +44,28 @@ class ClockWatch:
         self._offset_at = 0.0
         self._jumped_at: float | None = None
         self._back_offs: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._claims: OrderedDict[str, tuple[str | None, int | None, float]] = OrderedDict()
+        self._claims: OrderedDict[str, _Look] = OrderedDict()
 
     def saw(self, grant: StoredGrant, until: float) -> None:
         """Take note of a row that was read between its ``read_at`` and *until* (monotonic): a look may wait for a connection."""
         offset = grant.now / SECOND - until, grant.now / SECOND - grant.read_at
         with self._lock:
-            before = self._offset
-            if before is None or offset[0] > before[1] + JUMP or offset[1] < before[0] - JUMP:
+            known = self._offset
+            if known is None or offset[0] > known[1] + JUMP or offset[1] < known[0] - JUMP:
                 if self._offset is not None:
                     self._jumped_at = grant.read_at
                 self._offset, self._offset_at = offset, grant.read_at
-            elif grant.read_at - self._offset_at > MEMORY or offset[1] - offset[0] < before[1] - before[0]:
+            elif grant.read_at - self._offset_at > MEMORY or offset[1] - offset[0] < known[1] - known[0]:
                 self._offset, self._offset_at = offset, grant.read_at
             if self._jumped_at is not None and grant.read_at - self._jumped_at > MEMORY:
                 self._jumped_at = None
             self._saw_back_off(grant, until)
-            if grant.claim_id is None:
-                self._claims.pop(grant.id, None)
-            elif self._claims.get(grant.id, (None, None, 0.0))[:2] != (grant.claim_id, grant.claimed_until):
-                self._claims[grant.id] = (grant.claim_id, grant.claimed_until, until)
+            before = self._claims.get(grant.id, _NEVER)
+            if before.claim == (grant.claim_id, grant.claimed_until):
+                self._claims[grant.id] = before._replace(read_at=grant.read_at)
+            else:
+                claim = (grant.claim_id, grant.claimed_until)
+                self._claims[grant.id] = _Look(claim, until, before.read_at, grant.read_at)
                 while len(self._claims) > SIZE:
                     self._claims.popitem(last=False)
 
@@ -81,8 +97,11 @@ class ClockWatch:
         """Whether the claim that was read has lapsed: by the database's clock, or seen, not extended, for a *lease* (seconds)."""
         if grant.claim_id is None:
             return False
-        if not grant.claimed and self.steady:
-            return True
         with self._lock:
-            claim_id, until, since = self._claims.get(grant.id, (None, None, now))
-        return (claim_id, until) == (grant.claim_id, grant.claimed_until) and now - since >= lease
+            look = self._claims.get(grant.id, _NEVER)
+        if look.claim != (grant.claim_id, grant.claimed_until):
+            return not grant.claimed and self.steady
+        # Taken since we looked last, and that is less than a lease ago: whatever the clocks say, it holds.
+        if not grant.claimed and self.steady and now - look.otherwise_at >= lease:
+            return True
+        return now - look.since >= lease

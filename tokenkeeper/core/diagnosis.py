@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from tokenkeeper.core.facts import TEXT_CHARACTERS, Facts
-from tokenkeeper.core.redaction import looks_secret, mask_known, safe_text
+from tokenkeeper.core.redaction import looks_secret, mask_known, masked, safe_text
 from tokenkeeper.core.rules import Rule
 from tokenkeeper.model import Answer, Diagnosis, Remedy, Secret, Surface, Verdict, scope_set
 
@@ -235,14 +235,21 @@ def _quote(facts: Facts, secrets: tuple[str | Secret, ...]) -> str:
 def _error_code(facts: Facts) -> str | None:
     """Return the first machine-readable code that the answer names, if it is one: short, and nothing like a token."""
     challenged = facts.parameter("error")
-    if challenged and _CODE.fullmatch(challenged) and not looks_secret(challenged):
+    if challenged and _is_code(challenged):
         return challenged
     for path in _CODE_MEMBERS:
         for code in facts.members(path):
             text = str(code) if isinstance(code, str) or (type(code) is int and abs(code) < 10**18) else ""
-            if text and _CODE.fullmatch(text) and not looks_secret(text):
+            if text and _is_code(text):
                 return text
     return None
+
+
+def _is_code(text: str) -> bool:
+    """Whether a text is a code and no token, nor a sentence that quotes one."""
+    if not _CODE.fullmatch(text) or looks_secret(text):
+        return False
+    return text.isidentifier() or text.isdigit() or masked(text) == text
 
 
 def _scopes(rule: Rule, facts: Facts) -> tuple[str, ...]:

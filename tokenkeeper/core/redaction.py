@@ -35,8 +35,16 @@ _NAMED = re.compile(
     rf"\b((?:\w*[_-])?(?:{_NAMES}))([\"']?\s*=\s*[\"']?|[\"']\s*:\s*[\"'])([^\s\"'&;,<>]+)", re.IGNORECASE
 )
 _QUERY_CODE = re.compile(r"([?&](?:code|state|key|sig)=)[^\s\"'&;,<>]+", re.IGNORECASE)
-# "Refresh token invalid: 0123456789abcdef", as some say it.
-_QUOTED_TOKEN = re.compile(r"(\btoken\b[^:;,<>]{0,40}:\s{0,4})(?=[\w.~+/=-]{0,63}\d)[\w.~+/=-]{8,}", re.IGNORECASE)
+# "Refresh token invalid: 0123456789abcdef", as some say it; then "access token (0123456789abcdef)".
+_TOKEN = r"\b(?:(?:access|refresh|id|session)[_-]?)?token\b"
+_QUOTED_TOKEN = re.compile(
+    rf"({_TOKEN}[^:;,<>]{{0,40}}:\s{{0,4}})(?=[\w.~+/=-]{{0,63}}\d)[\w.~+/=-]{{8,}}", re.IGNORECASE
+)
+_NEXT_TO_TOKEN = re.compile(
+    rf"({_TOKEN}[\s'\"`\[(<>]{{1,4}})(?=[\w.~+/=-]{{0,63}}\d)(?=[\w.~+/=-]{{0,63}}[a-z])[\w.~+/=-]{{10,}}",
+    re.IGNORECASE,
+)
+_SESSION_ID = re.compile(r"\b00D\w{12,15}![\w.]{16,}")  # Salesforce
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_=-]*)*")
 _RUN = re.compile(r"[A-Za-z0-9_-]{20,}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}={0,2}")
@@ -102,6 +110,8 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
     text = _SCHEME.sub(rf"\1\2{MASK}", text)
     text = _NAMED.sub(rf"\1\2{MASK}", text)
     text = _QUOTED_TOKEN.sub(rf"\1{MASK}", text)
+    text = _NEXT_TO_TOKEN.sub(rf"\1{MASK}", text)
+    text = _SESSION_ID.sub(MASK, text)
     text = _QUERY_CODE.sub(rf"\1{MASK}", text)
     text = _BASE64.sub(lambda run: MASK if _very_dense(run[0]) else run[0], text)
     return _RUN.sub(lambda run: MASK if _dense(run[0]) else run[0], text)

@@ -75,6 +75,7 @@ class Facts:
         self.answer = answer
         self._values: dict[str, frozenset[str]] = {}
         self._words: dict[str, str] = {}
+        self._vocabularies: dict[str, frozenset[str]] = {}
 
     @cached_property
     def headers(self) -> dict[str, str]:
@@ -160,6 +161,13 @@ class Facts:
         known = self._words.get(place)
         if known is None:
             known = self._words[place] = self._read(place)
+        return known
+
+    def vocabulary(self, place: str) -> frozenset[str]:
+        """Return the different words of a text."""
+        known = self._vocabularies.get(place)
+        if known is None:
+            known = self._vocabularies[place] = frozenset(self.words(place).split(" "))
         return known
 
     def _read(self, place: str) -> str:

@@ -22,6 +22,8 @@ GAP = 80
 RANGE = 1000
 """The most numbers that a range of values holds."""
 
+_NORMAL = re.compile(r"[a-z0-9]+(?: [a-z0-9]+)*")
+
 Wanted = frozenset[str] | bool
 """The values that fit (compared in lower case), or True for *any*, False for *absent*."""
 
@@ -67,6 +69,10 @@ class Condition(Protocol):
     def reads_body(self) -> bool:
         """Whether the answer's body is needed to tell."""
 
+    @property
+    def subject(self) -> str:
+        """What is asked about; a condition covers only conditions about the same."""
+
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
 
@@ -80,6 +86,11 @@ class InChallenge:
 
     parameters: Mapping[str, Wanted]
     reads_body: bool = False
+
+    @property
+    def subject(self) -> str:
+        """What is asked about."""
+        return "challenge"
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
@@ -115,6 +126,11 @@ class InHeader:
     values: Wanted
     reads_body: bool = False
 
+    @property
+    def subject(self) -> str:
+        """What is asked about."""
+        return f"header {self.name}"
+
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
         value = facts.headers.get(self.name)
@@ -135,6 +151,11 @@ class InJson:
     path: str
     values: Wanted
     reads_body: bool = True
+
+    @property
+    def subject(self) -> str:
+        """What is asked about."""
+        return f"json {self.path}"
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
@@ -157,20 +178,23 @@ class InWords:
     phrases: tuple[str, ...]
     reads_body: bool = field(init=False)
     _parts: tuple[tuple[str, ...], ...] = field(init=False, repr=False, compare=False)
+    _keywords: frozenset[str] = field(init=False, repr=False, compare=False)
+    """The longest word of each phrase: a text that has none of them holds none of the phrases."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads_body", not self.place.startswith(("challenge.", "header.")))
-        split = []
-        for phrase in self.phrases:
-            parts = tuple(normal(part) for part in phrase.split("*"))
-            if not all(part.strip() for part in parts):
-                raise ValueError(f"the phrase {phrase!r} has no words, or none on one side of its *")
-            split.append(parts)
-        object.__setattr__(self, "_parts", tuple(split))
+        parts = tuple([_parts_of(phrase) for phrase in self.phrases])
+        object.__setattr__(self, "_parts", parts)
+        object.__setattr__(self, "_keywords", frozenset([max(" ".join(each).split(), key=len) for each in parts]))
+
+    @property
+    def subject(self) -> str:
+        """What is asked about."""
+        return f"words {self.place}"
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
-        return self._says(facts.words(self.place))
+        return not self._keywords.isdisjoint(facts.vocabulary(self.place)) and self._says(facts.words(self.place))
 
     def _says(self, text: str) -> bool:
         for parts in self._parts:
@@ -182,10 +206,20 @@ class InWords:
         """Whether this holds wherever *other* holds."""
         if not isinstance(other, InWords) or self.place != other.place:
             return False
-        return all(self._says(normal(phrase.replace("*", " something "))) for phrase in other.phrases)
+        return all(self._says("something".join(parts)) for parts in other._parts)
 
     def __str__(self) -> str:
         return f"{self.place} says " + " or ".join(repr(phrase) for phrase in self.phrases)
+
+
+def _parts_of(phrase: str) -> tuple[str, ...]:
+    """Return what stands around the stars of a phrase, as :func:`normal` words. Raises ValueError."""
+    if _NORMAL.fullmatch(phrase):
+        return (f" {phrase} ",)
+    parts = tuple([normal(part) for part in phrase.split("*")])
+    if " " in parts or "" in parts:
+        raise ValueError(f"the phrase {phrase!r} has no words, or none on one side of its *")
+    return parts
 
 
 @lru_cache(maxsize=4096)

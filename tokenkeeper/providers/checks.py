@@ -111,7 +111,7 @@ def check_endpoint(url: object, name: str, where: str) -> None:
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise problem(where, f"{name} is not a URL", fix) from None
-    if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in url):
+    if parts.scheme not in ("http", "https") or not host or " " in url or not url.isprintable():
         raise problem(where, f"{name} is not an absolute URL: {_shown(url)}", fix)
     if "@" in parts.netloc:
         raise problem(where, f"{name} holds user information", fix)  # not shown: it may be a password

@@ -7,7 +7,6 @@ an earlier one holds wherever they do.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 from tokenkeeper.core.diagnosis import MIDNIGHT
 from tokenkeeper.core.profile import Parameter, Profile
 from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, wanted
+from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Rotation, Surface, Verdict
+from tokenkeeper.providers import toml
 from tokenkeeper.providers.checks import (
     DATES,
     ENDPOINTS,
@@ -70,40 +71,52 @@ def parse_sheet(data: bytes, name: str, file: str) -> Sheet:
     """Parse and check a profile. Raises ConfigurationError naming file and line."""
     try:
         text = data.decode("utf-8")
-        table = tomllib.loads(text)
+        table = toml.loads(text)
     except (ValueError, RecursionError) as error:
         raise problem(file, f"is not TOML: {error}", "Correct the file.") from error
     facts = _facts(table, text, file)
     tables = table.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
         raise problem(file, "rule is not a list of tables", "Write each rule below a line [[rule]].")
-    lines = [text.count("\n", 0, heading.start()) + 1 for heading in _RULE_HEADING.finditer(text)]
-    lines = lines if len(lines) == len(tables) else [0] * len(tables)
-    rules = tuple(_rule(each, name, file, line) for each, line in zip(tables, lines, strict=True))
+    rules = tuple([_rule(each, name, file, line) for each, line in zip(tables, _lines(text, len(tables)), strict=True)])
     check_order(rules)
     return Sheet(name, facts, rules)
 
 
+def _lines(text: str, rules: int) -> list[int]:
+    """Return the line of each rule's heading; 0 where it cannot be told."""
+    lines, line, position = [], 1, 0
+    for heading in _RULE_HEADING.finditer(text):
+        line += text.count("\n", position, heading.start())
+        position = heading.start()
+        lines.append(line)
+    return lines if len(lines) == rules else [0] * rules
+
+
 def check_order(rules: Sequence[Rule]) -> None:
     """Check that every rule can be reached and has a name of its own. Raises ConfigurationError naming both rules."""
-    for index, later in enumerate(rules):
-        for earlier in rules[:index]:
-            if earlier.name == later.name:
-                fix = "Give each rule a name of its own."
-                raise problem(_place(later), f"rule {later.name} has the name of the rule in line {earlier.line}", fix)
-            if earlier.covers(later):
+    named: dict[str, Rule] = {}
+    for rule in rules:
+        earlier = named.setdefault(rule.name, rule)
+        if earlier is not rule:
+            fix = "Give each rule a name of its own."
+            raise problem(_place(rule), f"rule {rule.name} has the name of the rule in line {earlier.line}", fix)
+    subjects = [frozenset([condition.subject for condition in rule.conditions]) for rule in rules]
+    for index, rule in enumerate(rules):
+        for earlier, asked in zip(rules[:index], subjects, strict=False):
+            if asked <= subjects[index] and earlier.covers(rule):
                 fix = "Move it up, or narrow the earlier rule."
-                raise problem(_place(later), f"rule {later.name} is never reached: {earlier.name} comes first", fix)
+                raise problem(_place(rule), f"rule {rule.name} is never reached: {earlier.name} comes first", fix)
 
 
 def _place(rule: Rule) -> str:
     return f"{rule.file}:{rule.line}" if rule.line else rule.file
 
 
-def _no_others(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise problem(where, f"unknown key {key!r}", f"Known keys: {', '.join(sorted(known))}.")
+def _no_others(table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    if not table.keys() <= known:
+        key = next(key for key in table if key not in known)
+        raise problem(where, f"unknown key {key!r}", f"Known keys: {', '.join(sorted(known))}.")
 
 
 def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
@@ -112,20 +125,10 @@ def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
     for key, value in table.items():
         if key == "rule":
             continue
-        where = _line_of(key, text, file)
-        if key not in FACTS:
-            _no_others({key: value}, FACTS, where)
-        if reader := _TABLE_READERS.get(key):
-            if not isinstance(value, dict):
-                raise problem(where, f"{key} is not a table", f"Write [{key}] and what belongs to it below.")
-            facts[key] = reader(value, where)
-        elif key == "notes":
-            if not isinstance(value, list) or not all(isinstance(note, str) and note.strip() for note in value):
-                raise problem(where, "notes is not a list of texts", 'Write notes = ["…"].')
-            facts[key] = tuple(value)
-        else:
-            check_fact(key, value, where)
-            facts[key] = None if key in DATES and value is False else value
+        try:
+            facts[key] = _fact(key, value, file)
+        except ConfigurationError:
+            facts[key] = _fact(key, value, _line_of(key, text, file))  # refused again, with the line this time
     check_together(facts, file)
     if "rotation" in facts:
         facts["rotation"] = Rotation(facts["rotation"])
@@ -135,6 +138,21 @@ def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
             where = _line_of(f"parameters.{name}", text, file)
             raise problem(where, f"no endpoint has {{{name}}}", "Name what stands in braces in the endpoints.")
     return facts
+
+
+def _fact(key: str, value: Any, where: str) -> Any:
+    if key not in FACTS:
+        _no_others({key: value}, FACTS, where)
+    if reader := _TABLE_READERS.get(key):
+        if not isinstance(value, dict):
+            raise problem(where, f"{key} is not a table", f"Write [{key}] and what belongs to it below.")
+        return reader(value, where)
+    if key == "notes":
+        if not isinstance(value, list) or not all(isinstance(note, str) and note.strip() for note in value):
+            raise problem(where, "notes is not a list of texts", 'Write notes = ["…"].')
+        return tuple(value)
+    check_fact(key, value, where)
+    return None if key in DATES and value is False else value
 
 
 def _line_of(key: str, text: str, file: str) -> str:

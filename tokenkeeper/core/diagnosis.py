@@ -109,18 +109,25 @@ class Rules:
     generic: tuple[Rule, ...] = ()
     errors_in_200: bool = False
     """Whether the provider hides errors in answers of 200, so that rules are asked about those, too."""
-    _found: dict[tuple[Surface, int], tuple[Rule, ...]] = field(
+    _found: dict[tuple[Surface, int, bool], tuple[Rule, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def candidates(self, surface: Surface, status: int) -> tuple[Rule, ...]:
-        """Return the rules, in order, that may decide about an answer with that status; the last always holds."""
-        key = (surface, status if 0 <= status < 1000 else 0)
+    def candidates(self, surface: Surface, status: int, challenged: bool = True) -> tuple[Rule, ...]:
+        """Return the rules, in order, that may decide about an answer with that status; the last always holds.
+
+        Not *challenged* leaves out those that ask for a challenge.
+        """
+        key = (surface, status if 0 <= status < 1000 else 0, challenged)
         found = self._found.get(key)
         if found is None:  # worked out once: the same few statuses come again and again
             asked = surface is Surface.TOKEN or self.errors_in_200 or not 200 <= status < 300
             rules = (*self.own, *self.generic, *_STATUS_RULES) if asked else _STATUS_RULES
-            found = self._found[key] = tuple(r for r in rules if r.surface is surface and r.fits(key[1]))
+            found = self._found[key] = tuple(
+                rule
+                for rule in rules
+                if rule.surface is surface and rule.fits(key[1]) and (challenged or not rule.needs_challenge)
+            )
         return found
 
     def wants_body(self, status: int) -> bool:
@@ -169,17 +176,17 @@ def explain(
 ) -> Explanation:
     """Return :func:`diagnose`'s answer with the deciding rule, and at most *most* rules that nearly decided.
 
-    The most telling come first: those of whose conditions one holds, of these the provider's own, then those of which
-    more holds. Of an own rule it is enough that the status fits.
+    The most telling come first: those of whose conditions one holds (and would not hold of any answer), of these the
+    provider's own, then those of which more holds. Of an own rule it is enough that the status fits.
     """
-    facts = Facts(answer)
+    facts, nothing = Facts(answer), Facts(Answer(answer.status, (), b""))
     decisive = _decide(facts, rules, surface)
     near: list[tuple[tuple[bool, bool, int, int, int], NearMiss]] = []
     for index, rule in enumerate((*rules.own, *rules.generic)):
         if rule is decisive or rule.surface is not surface:
             continue
         failed = [str(condition) for condition in rule.conditions if not condition.holds(facts)]
-        held = len(rule.conditions) - len(failed)
+        held = sum(condition.holds(facts) and not condition.holds(nothing) for condition in rule.conditions)
         if not rule.fits(answer.status):
             failed.insert(0, "status is " + " or ".join(map(str, sorted(rule.statuses)[:8])))
         foreign = index >= len(rules.own)
@@ -190,7 +197,13 @@ def explain(
 
 
 def _decide(facts: Facts, rules: Rules, surface: Surface) -> Rule:
-    return next(rule for rule in rules.candidates(surface, facts.answer.status) if rule.holds(facts))
+    for rule in rules.candidates(surface, facts.answer.status, bool(facts.challenges)):
+        for condition in rule.conditions:  # the loop that diagnosis spends its time in
+            if not condition.holds(facts):
+                break
+        else:
+            return rule
+    raise AssertionError("the last candidate has no conditions")
 
 
 def _conclude(rule: Rule, facts: Facts, now: datetime | None, secrets: Iterable[str | Secret] = ()) -> Diagnosis:

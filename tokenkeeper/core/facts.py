@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 from tokenkeeper.core.challenge import Challenge, parse_challenges
@@ -68,6 +68,22 @@ def plain(value: object) -> str | None:
             return None
 
 
+T = TypeVar("T")
+
+
+class _once(Generic[T]):  # noqa: N801 (it is used like functools.cached_property)
+    """A property that is worked out once; functools has one, which takes a lock in Python 3.11: that costs as much again."""
+
+    def __init__(self, work_out: Callable[[Any], T]) -> None:
+        self.work_out = work_out
+        self.__doc__ = work_out.__doc__
+        self.name = work_out.__name__
+
+    def __get__(self, facts: Any, owner: type) -> T:
+        value = facts.__dict__[self.name] = self.work_out(facts)
+        return value
+
+
 class Facts:
     """What an answer says, each fact worked out when a rule first asks for it."""
 
@@ -77,7 +93,7 @@ class Facts:
         self._words: dict[str, str] = {}
         self._vocabularies: dict[str, frozenset[str]] = {}
 
-    @cached_property
+    @_once
     def headers(self) -> dict[str, str]:
         """Header fields by lower-case name; several of one name joined with a comma."""
         joined: dict[str, str] = {}
@@ -85,12 +101,12 @@ class Facts:
             joined[name] = f"{joined[name]}, {value}" if name in joined else value
         return joined
 
-    @cached_property
+    @_once
     def challenges(self) -> tuple[Challenge, ...]:
         """The challenges of all WWW-Authenticate fields."""
         return parse_challenges([value for name, value in self.answer.headers if name == "www-authenticate"])
 
-    @cached_property
+    @_once
     def parameters(self) -> dict[str, list[str]]:
         """The parameters of all challenges by name, and the schemes as ``scheme``; values in lower case."""
         found: dict[str, list[str]] = {}
@@ -104,12 +120,12 @@ class Facts:
         """Return the first challenge parameter of that name, as it was sent."""
         return next((c.parameters[name] for c in self.challenges if name in c.parameters), None)
 
-    @cached_property
+    @_once
     def text(self) -> str:
         """The beginning of the body as text; what is not UTF-8 is replaced."""
         return (self.answer.body or b"")[: 4 * TEXT_CHARACTERS].decode("utf-8", "replace")
 
-    @cached_property
+    @_once
     def json(self) -> Any:
         """The body's JSON value (a form body as an object), or None where there is none or it is too large or deep."""
         body = self.answer.body
@@ -117,7 +133,7 @@ class Facts:
             return None
         try:
             # Decoded here, not by json: a byte order mark or a broken character must not hide the rest.
-            return json.loads(body.decode("utf-8-sig", "replace"))
+            return json.loads(body.decode("utf-8", "replace").removeprefix("\ufeff"))
         except (ValueError, RecursionError):
             pass
         if "form-urlencoded" in self.headers.get("content-type", ""):
@@ -129,19 +145,22 @@ class Facts:
 
     def members(self, path: str) -> list[Any]:
         """Return the JSON values at a path of member names, null left out; arrays on the way are passed through."""
+        names = path.split(".")
+        if type(self.json) is dict and names[0] not in self.json:  # most paths lead nowhere
+            return []
         found: list[Any] = []
-        if self.json is not None:
-            _collect(self.json, path.split("."), 0, [NODES], found)
+        _collect(self.json, names, 0, [NODES], found)
         return found
 
     def values(self, path: str) -> frozenset[str]:
         """Return the values at a path as comparable text; an object is ``{}``."""
-        known = self._values.get(path)
-        if known is None:
-            known = self._values[path] = frozenset([plain(value) or "{}" for value in self.members(path)])
-        return known
+        try:
+            return self._values[path]
+        except KeyError:
+            found = self._values[path] = frozenset([plain(value) or "{}" for value in self.members(path)])
+            return found
 
-    @cached_property
+    @_once
     def said(self) -> str:
         """All that the answer says in words or codes, :func:`normal`, its pieces parted by ``|``."""
         pieces = [
@@ -158,17 +177,19 @@ class Facts:
 
     def words(self, place: str) -> str:
         """Return a text as :func:`normal` words: ``said``, ``body``, ``challenge.x``, ``header.x`` or a JSON path."""
-        known = self._words.get(place)
-        if known is None:
-            known = self._words[place] = self._read(place)
-        return known
+        try:
+            return self._words[place]
+        except KeyError:
+            found = self._words[place] = self._read(place)
+            return found
 
     def vocabulary(self, place: str) -> frozenset[str]:
         """Return the different words of a text."""
-        known = self._vocabularies.get(place)
-        if known is None:
-            known = self._vocabularies[place] = frozenset(self.words(place).split(" "))
-        return known
+        try:
+            return self._vocabularies[place]
+        except KeyError:
+            found = self._vocabularies[place] = frozenset(self.words(place).split(" "))
+            return found
 
     def _read(self, place: str) -> str:
         if place == "said":

@@ -92,10 +92,16 @@ class InChallenge:
         """What is asked about."""
         return "challenge"
 
+    @property
+    def needs_challenge(self) -> bool:
+        """Whether it never holds for an answer without a challenge."""
+        return any(values is not False for values in self.parameters.values())
+
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
+        parameters = facts.parameters
         for name, values in self.parameters.items():
-            if not _any_fits(facts.parameters.get(name), values):
+            if not _any_fits(parameters.get(name), values):
                 return False
         return len(self.parameters) == 1 or any(map(self._is, facts.challenges))
 
@@ -257,12 +263,10 @@ class Rule:
     file: str = ""
     line: int = 0
 
-    def holds(self, facts: Facts) -> bool:
-        """Whether every condition holds; the status is the caller's to look at."""
-        for condition in self.conditions:  # noqa: SIM110 (this is the loop that diagnosis spends its time in)
-            if not condition.holds(facts):
-                return False
-        return True
+    @property
+    def needs_challenge(self) -> bool:
+        """Whether it never holds for an answer without a challenge."""
+        return any(isinstance(condition, InChallenge) and condition.needs_challenge for condition in self.conditions)
 
     def fits(self, status: int) -> bool:
         """Whether the rule is about that status."""

@@ -559,7 +559,7 @@ def test_expires_in(value: object, lenient: float | None, strict: float | str | 
         (253_402_300_800, "expires_at is too large to be seconds (are these milliseconds?)"),
         (1_800_000_000_000, "expires_at is too large to be seconds (are these milliseconds?)"),
         (datetime(2027, 1, 1, tzinfo=UTC), "expires_at is not a number of seconds but datetime"),
-        ("2027-01-01T00:00:00Z", "expires_at is not a number of seconds but str"),
+        ("2027-01-01T00:00:00", "expires_at is not a number of seconds but str"),
     ],
 )
 def test_expires_at(value: object, strict: float | str) -> None:
@@ -908,3 +908,19 @@ def test_tokens_may_stand_deeper(body: dict[str, Any], outcome: str | Verdict) -
         assert (found.expires_in, found.refresh_token) == (10800, Secret("r"))
     else:
         assert found.verdict is outcome
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_end_of_a_token_may_be_a_date(strict: bool) -> None:
+    """Square says expires_at as ISO 8601, and no expires_in; a date without a zone, or far off, says no moment."""
+    found = parse_token_response({"access_token": "a", "expires_at": "2027-01-15T08:00:00Z"}, strict=strict)
+    assert isinstance(found, TokenSet)
+    assert found.expires_at == NOW
+    far = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00")
+    for text in ("2027-01-15T08:00:00", "Tomorrow", "2027-01-15", "T", *far):
+        odd = parse_token_response({"access_token": "a", "expires_at": text}, strict=strict)
+        if strict:
+            assert odd == "expires_at is not a number of seconds but str"
+        else:
+            assert isinstance(odd, TokenSet)
+            assert odd.expires_at is None

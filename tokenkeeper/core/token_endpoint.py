@@ -532,7 +532,7 @@ def parse_token_response(response: object, *, strict: bool = False, scope_separa
             access_token=_token(response, "access_token", _ACCESS_TOKEN),
             refresh_token=_refresh_token(response, strict=strict),
             expires_in=_seconds(response, "expires_in", LONGEST_LIFE, strict=strict),
-            expires_at=_seconds(response, "expires_at", YEAR_10000 - 1, strict=strict),
+            expires_at=_moment(response, "expires_at", strict=strict),
             refresh_expires_in=_first(_seconds(response, name, LONGEST_LIFE) for name in _REFRESH_LIFETIMES),
             scopes=_scopes(response, scope_separator, strict=strict),
             token_type=_token_type(response, strict=strict),
@@ -585,6 +585,19 @@ def _seconds(response: Mapping[str, object], name: str, most: float, *, strict: 
     except (ValueError, OverflowError):
         return None
     return seconds if 0 < seconds <= most else None
+
+
+def _moment(response: Mapping[str, object], name: str, *, strict: bool) -> float | None:
+    """Epoch seconds, or a date and time with its zone (ISO 8601, as Square has it)."""
+    value = response.get(name)
+    if isinstance(value, str) and "T" in value:
+        try:
+            moment = datetime.fromisoformat(value[:64])
+        except ValueError:
+            moment = None
+        if moment is not None and moment.tzinfo is not None and 0 < moment.timestamp() < YEAR_10000:
+            return moment.timestamp()
+    return _seconds(response, name, YEAR_10000 - 1, strict=strict)
 
 
 def _strict_seconds(name: str, value: object, most: float) -> float:

@@ -3,6 +3,7 @@
 #   make demo            the main job on real sockets: a stand-in for LinkedIn refuses, tokenkeeper recovers
 #   make test            all tests, with the branch coverage of the package (at least 95 %)
 #   make check           ruff, mypy --strict, and the checks of documents and requirements
+#   make docs            writes the pages that are made: docs/providers.md from the catalogue, docs/cli.md from --help
 #   make faults          the trials: real processes killed, stopped, cut off; a short round (make soak: the long one)
 #   make mutants         breaks the renewal's path by hand, a line at a time: does a test notice each?
 #   make interop         against oidc-provider (needs Node 20 and npm) and django-oauth-toolkit
@@ -31,7 +32,7 @@ OIDC_PROVIDER := tests/interop/oidc-provider
 TRIALS ?= 1
 SHARED := -n $(JOBS) --dist worksteal
 
-.PHONY: demo test faults soak mutants interop check format bench wheel requirements clean
+.PHONY: demo test faults soak mutants interop check docs format bench wheel requirements clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -60,6 +61,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/check.py
+
+docs: $(VENV)/.dev
+	$(BIN)/python tools/catalogue.py
+	$(BIN)/python tests/cli/test_cli_reference.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only --quiet .

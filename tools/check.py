@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import catalogue
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -28,7 +29,9 @@ TEXT = {".py", ".toml", ".ini", ".md", ".txt", ".sh", ".mako", ".html", ".json",
 
 def main() -> int:
     """Print the findings; return the exit code."""
-    findings = [*links(), *first_commands(), *code(), *commands(), *requirements(), *hosts_and_paths()]
+    findings = [
+        *links(), *first_commands(), *code(), *commands(), *catalogue_page(), *requirements(), *hosts_and_paths(),
+    ]  # fmt: skip
     print(*findings, sep="\n", end="\n" if findings else "")
     print(f"documents and requirements: {len(findings) or 'no'} finding{'s' * (len(findings) != 1)}")
     return bool(findings)
@@ -97,6 +100,12 @@ def commands() -> Iterator[str]:
     yield from (
         f"README.md: the command {name!r} is not described" for name in cli.commands if f"`{name}" not in readme
     )
+
+
+def catalogue_page() -> Iterator[str]:
+    """The page of the providers, if it is not what the catalogue says."""
+    if catalogue.DOCUMENT.read_text(encoding="utf-8") != catalogue.document():
+        yield "providers.md: is not what the catalogue says; run `make docs`"
 
 
 def requirements() -> Iterator[str]:

@@ -159,3 +159,13 @@ def test_explain_needs_the_status_line(run: Run, text: bytes) -> None:
     done = run("explain", stdin=text)
     assert done.exit_code == 1
     assert "curl -si" in done.stderr
+
+
+def test_explain_shows_no_token_of_a_profile(run: Run, folder: Path) -> None:
+    """A profile into which somebody copied a whole answer: its token is not in what a near-miss wants."""
+    token = "AQXdSP_W41UPs5ioT_t8HESyODB4FqbkJ8LrV"
+    (folder / "own.toml").write_text(OWN.replace('code = "gone"', f'code = ["gone", "{token}"]'))
+    answer = b'HTTP/1.1 401 No\r\n\r\n{"kind":"token","code":"other"}'
+    text = run("explain", "--provider", "own.toml", stdin=answer).stdout
+    assert "not      own/gone: it wants: json code is <redacted> or gone" in text
+    assert token.lower() not in (text + run("explain", "--provider", "own.toml", "--json", stdin=answer).stdout).lower()

@@ -15,7 +15,7 @@ from tokenkeeper.cli import curl
 from tokenkeeper.cli.output import clean, statuses, styled, whose
 from tokenkeeper.cli.session import Command, Session, interactive, json_option, pass_session
 from tokenkeeper.core.diagnosis import Explanation, NearMiss
-from tokenkeeper.core.redaction import masked
+from tokenkeeper.core.redaction import MASK, looks_secret, masked
 from tokenkeeper.core.rules import Rule
 from tokenkeeper.errors import InvalidInput
 from tokenkeeper.model import Answer, Surface
@@ -95,7 +95,7 @@ def _data(status: int, profile: str, surface: str, found: Explanation) -> dict[s
         "near": [
             {
                 "rule": miss.rule.name,
-                "failed": [masked(failed) for failed in miss.failed],
+                "failed": [_safe(failed) for failed in miss.failed],
                 "file": miss.rule.file,
                 "line": miss.rule.line,
             }
@@ -134,5 +134,10 @@ def _why_not(miss: NearMiss) -> str:
         return "it holds, too, but comes later"
     if miss.failed[0].startswith("status is "):
         return f"all of it holds but the status; it is for {statuses(miss.rule.statuses)}"
-    wants = (masked(failed.replace("said says ", "the answer says ", 1)) for failed in miss.failed)
+    wants = (_safe(failed.replace("said says ", "the answer says ", 1)) for failed in miss.failed)
     return f"it wants: {clean('; '.join(wants))}"
+
+
+def _safe(condition: str) -> str:
+    """A condition as it may be shown: in a profile of somebody's own, too, a token may stand by mistake."""
+    return " ".join(MASK if looks_secret(word) else word for word in condition.split(" "))

@@ -123,6 +123,13 @@ def record(
             cause="other_rule",
             fix="`tokenkeeper explain` says why; correct the rule, or move it up",
         )
+    if made.reading != vector.rule:
+        raise InvalidInput(
+            f"the answer is read by {vector.rule}, but without its secrets, and of its headers only those that tell "
+            f"something, by {made.reading}",
+            cause="vector_changed",
+            fix="let the rule look at what is not secret, or write the vector by hand",
+        )
     click.echo(vector.as_json())
     session.out.say(f"read by   {vector.rule} ({vector.verdict})")
     session.out.say(f"masked    {clean(', '.join(made.masked)) or 'nothing'}")

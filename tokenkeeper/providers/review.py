@@ -81,7 +81,7 @@ def _of_facts(profile: Profile, facts: Mapping[str, Any]) -> Iterator[Finding]:
     for name in sorted(wanted - profile.parameters.keys()):
         yield Finding("fail", f"nothing says what to put for {{{name}}}: write [parameters.{name}] with about")
     if profile.rotation is Rotation.UNKNOWN:
-        yield Finding("warn", "rotation is unknown: renewals are as careful as for a token that may be used once only")
+        yield Finding("warn", "rotation is unknown: a renewal whose answer is lost has one more try")
         return
     if not profile.rotation_source:
         yield Finding("fail", f"rotation is {profile.rotation}, and no rotation_source says where that is known from")

@@ -16,7 +16,6 @@ from tokenkeeper.core.diagnosis import diagnose
 from tokenkeeper.core.profile import Profile
 from tokenkeeper.core.redaction import MASK, is_secret_member, looks_secret, masked
 from tokenkeeper.core.rules import InHeader, InWords
-from tokenkeeper.errors import InvalidInput
 from tokenkeeper.model import Answer, Diagnosis, HeaderPairs, Surface, Verdict
 from tokenkeeper.providers.checks import problem
 
@@ -127,6 +126,8 @@ class Recording:
     """A vector that was made of an answer, and what was done to the answer."""
 
     vector: Vector
+    reading: str
+    """The rule that reads what is left of the answer; it should be the vector's."""
     masked: tuple[str, ...]
     """Where a secret or an address stood."""
     left_out: tuple[str, ...]
@@ -134,10 +135,7 @@ class Recording:
 
 
 def record(answer: Answer, profile: Profile, *, surface: Surface, origin: str, seen: str = "recorded") -> Recording:
-    """Make a vector of *answer*: without what looks like a secret, and without the headers that tell nothing.
-
-    Raises InvalidInput if without them it is read by another rule.
-    """
+    """Make a vector of *answer*: without what looks like a secret, and without the headers that tell nothing."""
     headers, masked_headers, left_out = _headers(answer.headers, _asked_about(profile))
     body, masked_body = _body(answer.body)
     original = diagnose(answer, profile.rules, surface=surface)
@@ -145,14 +143,8 @@ def record(answer: Answer, profile: Profile, *, surface: Surface, origin: str, s
     rule = original.rule.removesuffix(" (body not readable)")
     vector = Vector(rule, original.verdict.value, surface.value, answer.status, kept, body, seen, origin)
     found = vector.read(profile)
-    if (found.rule, found.verdict) != (original.rule, original.verdict):
-        raise InvalidInput(
-            f"the answer is read by {original.rule}, but without its secrets, and of its headers only those that tell "
-            f"something, by {found.rule}",
-            cause="vector_changed",
-            fix="let the rule look at what is not secret, or write the vector by hand",
-        )
-    return Recording(vector, (*masked_headers, *masked_body), left_out)
+    reading = vector.rule if (found.rule, found.verdict) == (original.rule, original.verdict) else found.rule
+    return Recording(vector, reading, (*masked_headers, *masked_body), left_out)
 
 
 def _asked_about(profile: Profile) -> set[str]:

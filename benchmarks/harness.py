@@ -37,7 +37,7 @@ class Figure:
     what: str
     value: float
     unit: str
-    """``x`` for a ratio to the baseline of the same run; else µs or KiB."""
+    """``x`` for a ratio to the baseline of the same run; else µs, ms, KiB or %."""
     goal: float | None = None
     note: str = ""
 

@@ -27,6 +27,7 @@ NAMES = (
     "importing",
     "memory",
     "diagnosing",
+    "catalogue",
     "generic",
     "peers",
     "claims",

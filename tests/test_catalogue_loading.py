@@ -133,7 +133,7 @@ def test_importing_loads_no_profile() -> None:
     """A host that imports the package has read no file of the catalogue."""
     code = (
         "import tokenkeeper, tokenkeeper.providers as p\n"
-        "print(p._catalogued.cache_info().currsize, p._generic_rules.cache_info().currsize)"
+        "print(p._catalogued.cache_info().currsize, p._generic.cache_info().currsize)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["0", "0"]

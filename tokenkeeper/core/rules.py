@@ -274,8 +274,8 @@ class Rule:
 
     def covers(self, other: Rule) -> bool:
         """Whether this rule holds wherever *other* holds, so that *other*, coming later, is never reached."""
-        return (
-            self.surface is other.surface
-            and (not self.statuses or (bool(other.statuses) and other.statuses <= self.statuses))
-            and all(any(mine.covers(theirs) for theirs in other.conditions) for mine in self.conditions)
-        )
+        if self.surface is not other.surface:
+            return False
+        if self.statuses and not (other.statuses and other.statuses <= self.statuses):
+            return False
+        return all(any(mine.covers(theirs) for theirs in other.conditions) for mine in self.conditions)

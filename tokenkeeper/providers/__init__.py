@@ -18,7 +18,6 @@ from tokenkeeper.core.diagnosis import Explanation, Rules
 from tokenkeeper.core.diagnosis import diagnose as diagnose_answer
 from tokenkeeper.core.diagnosis import explain as explain_answer
 from tokenkeeper.core.profile import Profile
-from tokenkeeper.core.rules import Rule
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Answer, Diagnosis, HeaderPairs, Provider, Registration, Rotation, Surface
 from tokenkeeper.providers.checks import (
@@ -164,8 +163,8 @@ def _text(value: object) -> str:
 
 
 @cache
-def _generic_rules() -> tuple[Rule, ...]:
-    return read_sheet(CATALOGUE / f"{GENERIC}.toml").rules
+def _generic() -> Sheet:
+    return read_sheet(CATALOGUE / f"{GENERIC}.toml")
 
 
 @cache
@@ -188,7 +187,7 @@ def _catalogued(name: str) -> Profile:
             cause="unknown_provider",
             fix=fix,
         )
-    return _profile(read_sheet(CATALOGUE / f"{name}.toml"))
+    return _profile(_generic() if name == GENERIC else read_sheet(CATALOGUE / f"{name}.toml"))
 
 
 def _from_file(path: Path) -> Profile:
@@ -208,7 +207,7 @@ def _cached_file(path: Path, changed: int, size: int) -> Profile:  # noqa: ARG00
 
 def _profile(sheet: Sheet) -> Profile:
     own = () if sheet.name == GENERIC else sheet.rules
-    rules = Rules(own, _generic_rules(), sheet.facts.get("errors_in_200", False))
+    rules = Rules(own, _generic().rules, sheet.facts.get("errors_in_200", False))
     return Profile(name=sheet.name, rules=rules, **sheet.facts)
 
 

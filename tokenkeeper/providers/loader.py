@@ -42,7 +42,7 @@ _RULE_KEYS = frozenset(
 _LIFETIMES = frozenset({"access_token", "refresh_token", "code"})
 _PARAMETER_KEYS = frozenset({"about", "default"})
 _CLASS = re.compile(r"([1-5])xx")
-_RULE_HEADING = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
+_RULE_HEADING = re.compile(r"\[\[[ \t]*rule[ \t]*\]\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,8 @@ def _lines(text: str, rules: int) -> list[int]:
     for heading in _RULE_HEADING.finditer(text):
         line += text.count("\n", position, heading.start())
         position = heading.start()
-        lines.append(line)
+        if not text[text.rfind("\n", 0, position) + 1 : position].strip():
+            lines.append(line)
     return lines if len(lines) == rules else [0] * rules
 
 
@@ -101,7 +102,7 @@ def check_order(rules: Sequence[Rule]) -> None:
         if earlier is not rule:
             fix = "Give each rule a name of its own."
             raise problem(_place(rule), f"rule {rule.name} has the name of the rule in line {earlier.line}", fix)
-    subjects = [frozenset([condition.subject for condition in rule.conditions]) for rule in rules]
+    subjects = [frozenset([rule.surface, *[condition.subject for condition in rule.conditions]]) for rule in rules]
     for index, rule in enumerate(rules):
         for earlier, asked in zip(rules[:index], subjects, strict=False):
             if asked <= subjects[index] and earlier.covers(rule):

@@ -119,13 +119,17 @@ def _value(text: str) -> Any:
     if not _BETWEEN.fullmatch(between):
         raise _NotPlainError
     if "=" in between:
-        between = _KEY.sub(r'"\1":', between).replace(" = ", ":")
+        between = _KEY.sub(_quoted, between).replace(" = ", ":")
     pieces[::2] = between.split("\n")
     text = "".join(pieces)
     value, end = _READER.raw_decode(text)
     if end != len(text):
         raise _NotPlainError
     return value
+
+
+def _quoted(key: re.Match[str]) -> str:
+    return f'"{key[1]}":'
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,10 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"
         f"client_secret='{OPAQUE[:5]}x'",
         f"https://x.example/cb?code={OPAQUE[:5]}x&state=y",
         f"Basic {OPAQUE[:9]}",
+        f"The token ({OPAQUE[:5]}0123456) is not known",
+        f"the access_token '{OPAQUE[:5]}0123456' has expired",
+        f"made-up-words-{OPAQUE[:5]}-0123456789-{OPAQUE[5:]}",
+        f"00Dx0000000BV7z!{OPAQUE[:5]}_sTZzBjfmOE6zMHq6y8PIW",
         "ya29." + OPAQUE,
         "dGVzdC90b2tlbisvYWJjZGVmZ2hpamtsbW5vcDEyMzQ1Njc4OTA=",
     ],
@@ -58,6 +62,15 @@ def test_what_looks_like_a_secret_is_masked(text: str) -> None:
         "Not enough permissions to access: userinfo.GET.NO_VERSION",
         "The grant was issued on '2017-11-26T09:16:07.5290000Z'",
         "Empty oauth2 access token",  # LinkedIn
+        "Invalid OAuth client credentials",  # Bitbucket
+        "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other",  # Google
+        "OAuth 1.0a User Context is forbidden. Supported types are [OAuth 2.0 User Context].",  # X
+        "Authorization server requires nonce in DPoP proof",
+        "Basic authentication with passwords is deprecated",
+        'Expecting "Bearer YOUR_SECRET_KEY".',
+        "https://developer.github.com/changes/2020-02-10-deprecating-auth-through-query-param",
+        "https://docs.github.com/v3/#oauth2-token-sent-in-a-header",
+        "ErrorInsufficientPermissionsInAccessToken",  # Microsoft
     ],
 )
 def test_ordinary_sentences_stay(text: str) -> None:

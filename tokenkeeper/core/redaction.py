@@ -25,9 +25,11 @@ _NAMES = (
     r"code[_-]?verifier|client[_-]?assertion|assertion|device[_-]?code|authorization|session[_-]?id|sessionid|signature|"
     r"appsecret[_-]?proof|private[_-]?key|cookie|auth[_-]?key|credential|jwt"
 )
+# After "OAuth" or "Bearer" a word of the language is no credential: "OAuth client", "DPoP proof", "OAuth 2.0".
+_WORD = r"(?-i:[a-z]{1,16}|[A-Z][a-z]{1,15}|[A-Z_]{1,20}|\d(?:\.\d)?a?)(?=[.,;:!?)\]]*(?:[\s\"'`<>]|$))"
 _SCHEME = re.compile(
     r"\b(bearer|basic|dpop|oauth2?|zoho-oauthtoken)(\s+)"
-    r"(?!(?:realm|error|scope|algs|auth|token|type|scheme|only|header|is)\w*\b|access token\b)"
+    rf"(?!(?:realm|error|scope|algs|auth|token|type|scheme|only|header|is)\w*\b|access token\b|{_WORD})"
     r"[^\s\"',;<>]+",
     re.IGNORECASE,
 )
@@ -48,6 +50,8 @@ _SESSION_ID = re.compile(r"\b00D\w{12,15}![\w.]{16,}")  # Salesforce
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_=-]*)*")
 _LONG = re.compile(r"[A-Za-z0-9_+/-]{20}")
 _RUN = re.compile(r"[A-Za-z0-9_-]{20,}")
+_NAME = re.compile(r"[a-z]*(?:[A-Z][a-z]+)+")
+_PIECE = re.compile(r"[a-z]{1,16}\d?|\d{1,9}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}={0,2}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _SECRET_MEMBER = re.compile(rf"(?:.*[_.-])?(?:{_NAMES}|state|code[_-]?challenge)", re.IGNORECASE)
@@ -130,11 +134,18 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
 
 def _dense(run: str) -> bool:
     """Whether a run of 20 or more characters mixes letters and digits, or both cases where no word is that long."""
-    if _UUID.fullmatch(run):
+    if _UUID.fullmatch(run) or _NAME.fullmatch(run) or _is_slug(run):
         return False
     return (any(map(str.isdigit, run)) and any(map(str.isalpha, run))) or (
         len(run) >= 40 and run != run.lower() and run != run.upper()
     )
+
+
+def _is_slug(run: str) -> bool:
+    """Whether it is words and numbers with hyphens between them, as in the path of a page."""
+    pieces = re.split("[-_]", run)
+    words = [piece for piece in pieces if len(piece) > 1 and piece.isalpha()]
+    return len(words) >= 3 and sum(map(len, words)) * 2 > len(run) and all(map(_PIECE.fullmatch, filter(None, pieces)))
 
 
 def _very_dense(run: str) -> bool:

@@ -17,8 +17,9 @@ CHALLENGES = 32
 PARAMETERS = 64
 """The most parameters that are read of one challenge."""
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_SEPARATORS = re.compile(r"[\s,]*")
+_CHARACTERS = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
+_TOKEN = rf"[{_CHARACTERS}]+"
+_BETWEEN = re.compile(rf'[^"{_CHARACTERS}]*')  # commas, blanks, and what fits nowhere
 _NAME = re.compile(rf"({_TOKEN})[ \t]*=[ \t]*")
 _WORD = re.compile(_TOKEN)
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9\-._~+/]+=*[ \t]*(?=,|$)")
@@ -52,7 +53,7 @@ def parse_challenges(fields: str | Iterable[str]) -> tuple[Challenge, ...]:
 def _parse_field(text: str, found: list[Challenge]) -> None:
     parameters: dict[str, str] | None = None
     position, end = 0, len(text)
-    while (position := _SEPARATORS.match(text, position).end()) < end:  # type: ignore[union-attr]
+    while (position := _BETWEEN.match(text, position).end()) < end:  # type: ignore[union-attr]
         if name := _NAME.match(text, position):
             value, position = _value(text, name.end())
             if parameters is None:
@@ -70,10 +71,8 @@ def _parse_field(text: str, found: list[Challenge]) -> None:
             position = word.end()
             if token68 := _TOKEN68.match(text, position):
                 position = token68.end()
-        elif loose := _LOOSE.match(text, position):
-            position = loose.end()
         else:
-            position += 1
+            position = _LOOSE.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _value(text: str, start: int) -> tuple[str, int]:
@@ -84,16 +83,28 @@ def _value(text: str, start: int) -> tuple[str, int]:
         return value.strip('"'), end
     position = start + 1
     while (quote := text.find('"', position)) >= 0:
-        backslashes = quote - len(text[start + 1 : quote].rstrip("\\")) - start - 1
-        if backslashes % 2:
+        if _backslashes(text, start + 1, quote) % 2:
             position = quote + 1
         elif _CLOSED.match(text, quote + 1):
             return _unescape(text[start + 1 : quote]), quote + 1
-        elif following := _NEXT_PARAMETER.search(text, max(start + 1, quote - 64), quote):
+        elif following := _next_parameter(text, max(start + 1, quote - 64), quote):
             return _unescape(text[start + 1 : following.start()]), following.start()
         else:  # a quote inside the value, as in "The "exp" claim"
             position = quote + 1
     return _unescape(text[start + 1 :].rstrip('"')), len(text)
+
+
+def _next_parameter(text: str, start: int, end: int) -> re.Match[str] | None:
+    """Find the parameter's name that a piece of text ends in."""
+    return _NEXT_PARAMETER.search(text, start, end) if text[start:end].rstrip(" \t").endswith("=") else None
+
+
+def _backslashes(text: str, start: int, end: int) -> int:
+    """Count the backslashes that a piece of text ends in."""
+    position = end
+    while position > start and text[position - 1] == "\\":
+        position -= 1
+    return end - position
 
 
 def _unescape(text: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tokenkeeper import providers
+from tokenkeeper.model import Surface
 from tokenkeeper.providers.review import review
-from tokenkeeper.providers.vectors import read_vectors
+from tokenkeeper.providers.vectors import read_vectors, record
 
 VECTORS = Path(__file__).parent / "vectors"
 NAMES = [name for name in providers.names() if name != providers.GENERIC]
@@ -31,6 +32,16 @@ def test_a_profile_loads_by_its_name(name: str) -> None:
     assert name == name.lower()
     assert profile.rules.own
     assert profile.rules.generic
+
+
+@pytest.mark.parametrize("name", providers.names())
+def test_an_answer_without_its_secrets_is_read_alike(name: str) -> None:
+    """What ``providers record`` masks and leaves out of a real answer is nothing that a rule needs."""
+    profile = providers.load_profile(name)
+    path = VECTORS / f"{name}.jsonl"
+    vectors = read_vectors(path) if path.exists() else ()
+    made = [record(each.answer, profile, surface=Surface(each.surface), origin=each.origin) for each in vectors]
+    assert [(one.vector.rule, one.reading) for one in made if one.reading != one.vector.rule] == []
 
 
 def test_every_generic_rule_has_a_vector_that_says_where_it_is_from() -> None:

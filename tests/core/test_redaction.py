@@ -67,6 +67,7 @@ def test_what_looks_like_a_secret_is_masked(text: str) -> None:
         "OAuth 1.0a User Context is forbidden. Supported types are [OAuth 2.0 User Context].",  # X
         "Authorization server requires nonce in DPoP proof",
         "Basic authentication with passwords is deprecated",
+        'Invalid authorization value in HTTP header "Authorization": "Bearer".',  # Dropbox
         'Expecting "Bearer YOUR_SECRET_KEY".',
         "https://developer.github.com/changes/2020-02-10-deprecating-auth-through-query-param",
         "https://docs.github.com/v3/#oauth2-token-sent-in-a-header",

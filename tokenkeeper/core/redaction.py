@@ -34,7 +34,9 @@ _SCHEME = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    rf"\b((?:\w*[_-])?(?:{_NAMES}))([\"']?\s*=\s*[\"']?|[\"']\s*:\s*[\"'])([^\s\"'&;,<>]+)", re.IGNORECASE
+    rf"\b((?:\w*[_-])?(?:{_NAMES}))([\"']?\s*=\s*[\"']?|[\"']\s*:\s*[\"'])"
+    r"(?!(?:bearer|basic|dpop|null|none|undefined)[\"'])([^\s\"'&;,<>]+)",
+    re.IGNORECASE,
 )
 _QUERY_CODE = re.compile(r"([?&](?:code|state|key|sig)=)[^\s\"'&;,<>]+", re.IGNORECASE)
 # "Refresh token invalid: 0123456789abcdef", as some say it; then "access token (0123456789abcdef)".

@@ -39,6 +39,9 @@ LONGEST_TOKEN = 16 * 1024
 LARGEST_ANSWER = 1024 * 1024
 """The largest answer that is read, in bytes after decoding."""
 
+LARGEST_JSON = 256 * 1024
+"""The largest answer whose members are read, in bytes: read, small members take thirty times as much."""
+
 LONGEST_LIFE = 1000 * 365.25 * 86400
 """The longest lifetime that is believed, in seconds (a thousand years)."""
 
@@ -502,7 +505,7 @@ def _inner(members: Mapping[str, object] | None, path: str) -> Mapping[str, obje
 def answer_members(answer: Answer) -> Mapping[str, object] | None:
     """Return the members of an answer's JSON object, or of its form (GitHub's old answers), or None. Never raises."""
     body = answer.body
-    if not body or len(body) > LARGEST_ANSWER:
+    if not body or len(body) > LARGEST_JSON:
         return None
     try:
         if body.lstrip(_JSON_SPACE).startswith(b"{"):

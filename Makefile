@@ -5,6 +5,7 @@
 #   make check           ruff, mypy --strict, and the checks of documents and requirements
 #   make docs            writes the pages that are made: docs/providers.md from the catalogue, docs/cli.md from --help
 #   make faults          the trials: real processes killed, stopped, cut off; a short round (make soak: the long one)
+#   make fuzz            10 million hostile answers to the parsers (FUZZ=100000 for a short run): an hour or two
 #   make mutants         breaks the renewal's path by hand, a line at a time: does a test notice each?
 #   make interop         against oidc-provider (needs Node 20 and npm) and django-oauth-toolkit
 #   make bench           the benchmarks, with peers side by side (BENCH=--quick for a short run)
@@ -24,6 +25,7 @@ JOBS ?= 3
 PYTEST ?=
 MUTANTS ?=
 BENCH ?=
+FUZZ ?= 10000000
 DEMO ?=
 BIN := $(VENV)/bin
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
@@ -32,7 +34,7 @@ OIDC_PROVIDER := tests/interop/oidc-provider
 TRIALS ?= 1
 SHARED := -n $(JOBS) --dist worksteal
 
-.PHONY: demo test faults soak mutants interop check docs format bench wheel requirements clean
+.PHONY: demo test faults soak fuzz mutants interop check docs format bench wheel requirements clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.run
@@ -49,6 +51,9 @@ faults: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	TOKENKEEPER_CAMPAIGN=long $(BIN)/python -m pytest -m campaign -n $(TRIALS) --dist worksteal $(PYTEST)
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz/fuzz_run.py $(FUZZ)
 
 interop: $(VENV)/.interop $(OIDC_PROVIDER)/node_modules/.package-lock.json
 	$(BIN)/python -m pytest -m interop tests/interop $(PYTEST)

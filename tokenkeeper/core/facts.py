@@ -36,6 +36,7 @@ _TELLING = frozenset((
     "statusmessage", "statusdescription", "resultmessage", "resultmsg", "cause", "id", "exp",
 ))
 # fmt: on
+_NOTHING: frozenset[str] = frozenset()
 _HUMPS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_WORDS = re.compile(r"[^a-z0-9]+")
 
@@ -48,7 +49,9 @@ def normal(text: str) -> str:
 def _spoken(text: str) -> str:
     """Return *text* as :func:`normal` words; a code in humps also as the words it is made of (``TokenExpired``)."""
     words = normal(text)
-    if " " in text or (apart := _HUMPS.sub(" ", text[:CODE_CHARACTERS])) == text:
+    if " " in text or text.isupper() or text.islower():
+        return words
+    if (apart := _HUMPS.sub(" ", text[:CODE_CHARACTERS])) == text:
         return words
     return f"{words}|{normal(apart)}"
 
@@ -146,7 +149,7 @@ class Facts:
     def members(self, path: str) -> list[Any]:
         """Return the JSON values at a path of member names, null left out; arrays on the way are passed through."""
         names = path.split(".")
-        if type(self.json) is dict and names[0] not in self.json:  # most paths lead nowhere
+        if isinstance(self.json, dict) and names[0] not in self.json:  # most paths lead nowhere
             return []
         found: list[Any] = []
         _collect(self.json, names, 0, [NODES], found)
@@ -154,11 +157,12 @@ class Facts:
 
     def values(self, path: str) -> frozenset[str]:
         """Return the values at a path as comparable text; an object is ``{}``."""
-        try:
-            return self._values[path]
-        except KeyError:
-            found = self._values[path] = frozenset([plain(value) or "{}" for value in self.members(path)])
-            return found
+        known = self._values.get(path)
+        if known is None:
+            members = self.members(path)
+            known = frozenset([plain(value) or "{}" for value in members]) if members else _NOTHING
+            self._values[path] = known
+        return known
 
     @_once
     def said(self) -> str:
@@ -177,19 +181,18 @@ class Facts:
 
     def words(self, place: str) -> str:
         """Return a text as :func:`normal` words: ``said``, ``body``, ``challenge.x``, ``header.x`` or a JSON path."""
-        try:
-            return self._words[place]
-        except KeyError:
-            found = self._words[place] = self._read(place)
-            return found
+        known = self._words.get(place)
+        if known is None:
+            known = self._words[place] = self._read(place)
+        return known
 
     def vocabulary(self, place: str) -> frozenset[str]:
         """Return the different words of a text."""
-        try:
-            return self._vocabularies[place]
-        except KeyError:
-            found = self._vocabularies[place] = frozenset(self.words(place).split(" "))
-            return found
+        known = self._vocabularies.get(place)
+        if known is None:
+            text = self.words(place)
+            known = self._vocabularies[place] = frozenset(text.split(" ")) if text else _NOTHING
+        return known
 
     def _read(self, place: str) -> str:
         if place == "said":

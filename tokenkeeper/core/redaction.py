@@ -136,11 +136,10 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
 
 def _dense(run: str) -> bool:
     """Whether a run of 20 or more characters mixes letters and digits, or both cases where no word is that long."""
-    if _UUID.fullmatch(run) or _NAME.fullmatch(run) or _is_slug(run):
+    mixed = any(map(str.isdigit, run)) and any(map(str.isalpha, run))
+    if not mixed and (len(run) < 40 or run in (run.lower(), run.upper())):
         return False
-    return (any(map(str.isdigit, run)) and any(map(str.isalpha, run))) or (
-        len(run) >= 40 and run != run.lower() and run != run.upper()
-    )
+    return not (_UUID.fullmatch(run) or _NAME.fullmatch(run) or _is_slug(run))
 
 
 def _is_slug(run: str) -> bool:

@@ -7,7 +7,7 @@ of ``tokenkeeper/providers`` (see ``docs/refusals.md`` for the format) and are c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -183,15 +183,18 @@ class InWords:
     place: str
     phrases: tuple[str, ...]
     reads_body: bool = field(init=False)
-    _parts: tuple[tuple[str, ...], ...] = field(init=False, repr=False, compare=False)
-    _keywords: frozenset[str] = field(init=False, repr=False, compare=False)
-    """The longest word of each phrase: a text that has none of them holds none of the phrases."""
+    _by_word: Mapping[str, list[tuple[str, ...]]] = field(init=False, repr=False, compare=False)
+    """The phrases by the longest word of each: a text without that word does not hold them."""
+    _longest_words: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        by_word: dict[str, list[tuple[str, ...]]] = {}
+        for phrase in self.phrases:
+            parts = _parts_of(phrase)
+            by_word.setdefault(max(" ".join(parts).split(), key=len), []).append(parts)
         object.__setattr__(self, "reads_body", not self.place.startswith(("challenge.", "header.")))
-        parts = tuple([_parts_of(phrase) for phrase in self.phrases])
-        object.__setattr__(self, "_parts", parts)
-        object.__setattr__(self, "_keywords", frozenset([max(" ".join(each).split(), key=len) for each in parts]))
+        object.__setattr__(self, "_by_word", by_word)
+        object.__setattr__(self, "_longest_words", frozenset(by_word))
 
     @property
     def subject(self) -> str:
@@ -200,19 +203,24 @@ class InWords:
 
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
-        return not self._keywords.isdisjoint(facts.vocabulary(self.place)) and self._says(facts.words(self.place))
+        words = facts.vocabulary(self.place)
+        if self._longest_words.isdisjoint(words):
+            return False
+        return self._says(self._longest_words & words, facts.words(self.place))
 
-    def _says(self, text: str) -> bool:
-        for parts in self._parts:
-            if parts[0] in text and (len(parts) == 1 or (parts[-1] in text and _pattern(parts).search(text))):
-                return True
+    def _says(self, words: Iterable[str], text: str) -> bool:
+        for word in words:
+            for parts in self._by_word[word]:
+                if parts[0] in text and (len(parts) == 1 or (parts[-1] in text and _pattern(parts).search(text))):
+                    return True
         return False
 
     def covers(self, other: Condition) -> bool:
         """Whether this holds wherever *other* holds."""
         if not isinstance(other, InWords) or self.place != other.place:
             return False
-        return all(self._says("something".join(parts)) for parts in other._parts)
+        texts = ["something".join(parts) for phrases in other._by_word.values() for parts in phrases]
+        return all(self._says(self._longest_words.intersection(text.split()), text) for text in texts)
 
     def __str__(self) -> str:
         return f"{self.place} says " + " or ".join(repr(phrase) for phrase in self.phrases)

@@ -351,6 +351,22 @@ TENANT = (
 )
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"deadline_seconds": 60},
+        {"rotation": "grace", "grace_seconds": 20, "deadline_seconds": 30},
+        {"lease_seconds": 10, "deadline_seconds": 10},
+    ],
+)
+def test_a_token_request_must_end_before_its_claim(sheet: Any, facts: dict[str, Any]) -> None:
+    """Also where only one of the two figures is given, and the other follows from the rotation."""
+    provider = Provider("acme", token_endpoint="https://acme.example/t", **facts)
+    assert "deadline_seconds" in str(refused(providers.resolve, Registration("a", provider=provider, client_id="c")))
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in facts.items())
+    assert "deadline_seconds" in str(refused(providers.load_profile, sheet(text)))
+
+
 def test_parameters_fill_endpoints(sheet: Any) -> None:
     """Tenant, shop and region come from the registration; without them the profile can be looked at, not used."""
     path = sheet(TENANT)

@@ -406,8 +406,8 @@ class SyncDriver:
             return Redeemed(Misconfigured(error), room.monotonic())
 
     def _spill(self, effect: SpillTokens) -> None:
-        spill = self._room.spill
-        if spill is None:
+        spill, claim = self._room.spill, effect.claim
+        if spill is None or spill.holds(claim.grant.id, claim.id):
             return
         sealed = self._room.store.seal(effect.claim.grant, effect.tokens)
         elapsed = self._room.monotonic() - effect.sent_at
@@ -415,11 +415,12 @@ class SyncDriver:
         if ends is None and sealed.expires_in is not None:
             ends = self._room.clock.epoch() + sealed.expires_in - elapsed
         try:
-            spill.write(effect.claim.id, sealed, ends)
+            spill.write(claim.id, sealed, ends)
         except OSError as error:
-            logger.error(  # noqa: TRY400 - a traceback's frames may hold a token
-                "new tokens cannot be spilled (%s): they are only in memory until they are saved", error.strerror
-            )
+            if claim.id not in self._room.late:
+                logger.error(  # noqa: TRY400 - a traceback's frames may hold a token
+                    "new tokens cannot be spilled (%s): they are only in memory until they are saved", error.strerror
+                )
 
     def _save(self, effect: SaveTokens) -> object:
         room, claim = self._room, effect.claim
@@ -437,6 +438,7 @@ class SyncDriver:
                 raise
             if room.is_late(claim.id):
                 logger.error("renewed tokens of grant %s are not stored yet (%s)", claim.grant.id, cause)  # noqa: TRY400
+            self._spill(SpillTokens(claim, effect.tokens, effect.sent_at))  # the folder may have been full for a moment
             return Unsaved(cause)
         if room.late.pop(claim.id, None) is not None:
             logger.warning("renewed tokens of grant %s are stored now", claim.grant.id)
@@ -454,7 +456,11 @@ class SyncDriver:
             try:
                 return room.store.save_consent(effect, self._note)
             except Exception as error:
+                cause = error.cause if isinstance(error, TokenKeeperError) else None
                 its_turn = isinstance(error, TokenKeeperError) and not isinstance(error, TemporarilyUnavailable)
+                its_turn = (
+                    its_turn and cause != "database_read_only"
+                )  # a failover: the next connection may be another's
                 if its_turn or effect.sent_at is None or room.monotonic() - effect.sent_at > CONSENT_SECONDS:
                     raise
             room.clock.wait(CONSENT_RETRY, room.closing)

@@ -432,6 +432,40 @@ def test_spilled_tokens_are_stored_at_the_next_start(desk, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("record", ["of today", "from before"])
 @pytest.mark.parametrize("consent", ["same", "another"])
+def test_a_spill_folder_that_is_full_for_a_moment_is_tried_again(desk, tmp_path, monkeypatch, caplog):
+    """While the database is away and the folder has room again, the tokens do not stay in memory only."""
+    spill = tmp_path / "spill"
+    world = desk(provider={"rotation": "strict", "access_lifetime": 1800}, spill_directory=spill)
+    world.connect()
+    room = world.keeper._room
+    written, write = threading.Event(), Spill.write
+    tries = []
+
+    def full_at_first(self, *args, **kwargs):
+        tries.append(args)
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+        write(self, *args, **kwargs)
+        written.set()
+
+    def away(self, *args, **kwargs):
+        raise TemporarilyUnavailable("away", cause="store")
+
+    monkeypatch.setattr(Spill, "write", full_at_first)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(room.store), "save_renewal", away)
+        keeper = world.keeper if world.twin == "sync" else world.keeper.sync
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(keeper.access_token, "acme", "ann")
+            assert written.wait(10)
+            patched.undo()
+            monkeypatch.undo()
+            assert waiting.result(10).generation == 2
+    assert list(spill.glob("*.sealed")) == []
+    assert len(tries) == 3, "and then it is there"
+    assert caplog.text.count("cannot be spilled") == 1
+
+
 def test_spilled_tokens_are_newer_than_a_restored_backup(desk, tmp_path, monkeypatch, caplog, record, consent):
     """The row has fallen behind: of the same consent it is healed; where that is not sure, the file stays, and that is said."""
     spill = tmp_path / "spill"

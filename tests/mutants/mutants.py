@@ -93,6 +93,20 @@ MUTANTS = (
         STORE_TESTS,
     ),
     Mutant(
+        "claim: taken over, and the holder's save not waited for",
+        "tokenkeeper/core/renewal.py",
+        "        yield from Sleep(TAKEOVER)\n",
+        "        pass\n",
+        ("tests/core/test_renewal.py",),
+    ),
+    Mutant(
+        "claim: a longer lease than ours is cut short",
+        WATCH,
+        "(max(lease, self.left) if self.left <= LONGEST_LEASE else lease)",
+        "lease",
+        STORE_TESTS,
+    ),
+    Mutant(
         "claim: of a marked grant",
         OPERATIONS,
         "        conditions.append(grants.c.status == GrantStatus.ACTIVE.value)\n",

@@ -34,7 +34,7 @@ from tokenkeeper.core.effects import (
 )
 from tokenkeeper.core.token_endpoint import TokenSet
 from tokenkeeper.crypto import Keyring
-from tokenkeeper.errors import KeyUnavailable, SecretTampered, TemporarilyUnavailable
+from tokenkeeper.errors import ConfigurationError, KeyUnavailable, SecretTampered, TemporarilyUnavailable
 from tokenkeeper.events import (
     ConfigurationProblem,
     Event,
@@ -46,7 +46,7 @@ from tokenkeeper.events import (
     TokensRenewed,
 )
 from tokenkeeper.model import GrantKey, GrantStatus, Secret
-from tokenkeeper.store import operations, schema
+from tokenkeeper.store import operations, schema, transactions
 from tokenkeeper.store.engine import make_engine
 from tokenkeeper.store.tables import events, grants, metadata
 from tokenkeeper.store.tables import schema as schema_rows
@@ -322,6 +322,18 @@ def test_a_grant_with_a_claim_is_not_marked_without_it(local: Engine, clock: Tes
     assert row(store).status is GrantStatus.ACTIVE
 
 
+def test_a_claim_with_a_longer_lease_than_ours_holds_for_its_own(local: Engine, clock: TestClock) -> None:
+    """A deploy has changed the rotation: those who have the shorter lease still wait for what the claim had left."""
+    holder, other = Store(local, KEYRING, clock), Store(local, KEYRING, clock)
+    held = holder.claim(ClaimGrant(consent(holder), 90.0), 90.0)
+    assert held is not None
+    row(other)
+    clock.advance(89.0)
+    assert other.claim(ClaimGrant(row(other), 15.0), 15.0) is None
+    clock.advance(1.5)
+    assert other.claim(ClaimGrant(row(other), 15.0), 15.0) is not None
+
+
 def test_a_claim_that_came_since_our_last_look_has_not_lapsed(local: Engine, clock: TestClock) -> None:
     """Its holder's clock is an hour behind ours (SQLite: a clock a process): younger than our last look, it holds."""
     other = Store(local, KEYRING, own := Apart(clock))
@@ -485,8 +497,13 @@ def test_a_watch_remembers_claims() -> None:
     assert not watch.lapsed(seen(0, 0.0), 500.0, LEASE)
     for number in range(SIZE + 5):
         watch.saw(replace(held, id=str(number)), 0.0)
+        watch.saw(replace(held, id="kept"), 0.0)
+        watch.backs_off(str(number), 1, 0.0)
+    assert watch.lapsed(replace(held, id="kept"), 100.0, LEASE), "what is looked at again and again is not forgotten"
+    assert watch.waited_out("0", 1.0) is None
+    assert watch.waited_out(str(SIZE + 4), 1.0) == 1
     assert not watch.lapsed(replace(held, id="0"), 100.0, LEASE)
-    assert watch.lapsed(replace(held, id="5"), 100.0, LEASE)
+    assert watch.lapsed(replace(held, id="6"), 100.0, LEASE)
 
 
 def test_the_databases_own_clock(engine: Engine) -> None:
@@ -1148,3 +1165,41 @@ def test_what_is_stored_of_a_token_is_sealed(here: Store) -> None:
     assert b"refresh-1" not in bytes(found.refresh_token)
     assert bytes(found.member) == b"ann"
     assert "access-1" not in str(news)
+
+
+# --- a server that was demoted ---------------------------------------------------------------------------------------
+
+TAKES_NO_WRITES = {
+    "sqlite": "PRAGMA query_only = 1",
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+def test_connections_to_a_server_that_was_demoted_are_left(engine: Engine, store: Store) -> None:
+    """After a switchover the pooled connections take no writes; the next ones are new, and go to the successor."""
+    grant = consent(store)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(TAKES_NO_WRITES[engine.dialect.name])
+        connection.commit()
+    with pytest.raises(ConfigurationError) as refused:
+        claim(store, grant)
+    assert refused.value.cause == "database_read_only"
+    if engine.dialect.name == "sqlite":  # a file has no successor: the operator's turn, until it can be written
+        with pytest.raises(ConfigurationError):
+            claim(store, grant)
+    else:
+        assert claim(store, grant) is not None
+
+
+def test_callers_do_not_queue_without_an_end_before_the_first_look_at_the_database(
+    local: Engine, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first caller's connection hangs: the others are told that the store is away, and do not wait in its line."""
+    monkeypatch.setattr(transactions, "POOL_PATIENCE", 0.05)
+    store = Store(local, KEYRING, clock)
+    with store._check_lock, pytest.raises(TemporarilyUnavailable) as away:
+        store.load(KEY)
+    assert away.value.cause == "store"
+    assert store.load(KEY) is None

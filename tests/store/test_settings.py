@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from tokenkeeper import ConfigurationError, Keyring, Registration, TokenKeeper
+from tokenkeeper import ConfigurationError, Keyring, Registration, SchemaOutdated, TemporarilyUnavailable, TokenKeeper
 from tokenkeeper.crypto import generate_key
 from tokenkeeper.store import settings
 from tokenkeeper.store.engine import _connect_postgresql, make_engine, store_error
@@ -162,7 +162,7 @@ def test_no_statement_waits_without_an_end(database_url: str) -> None:
     patient.dispose()
 
 
-def test_a_pooler_that_takes_no_options_is_asked_again_without() -> None:
+def test_a_pooler_that_takes_no_options_is_asked_again_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """pgbouncer refuses what it does not know at the start of a connection; another refusal is passed on."""
 
     class Refused(Exception):
@@ -180,9 +180,13 @@ def test_a_pooler_that_takes_no_options_is_asked_again_without() -> None:
     said = "FATAL: unsupported startup parameter: options"
     assert _connect_postgresql(dialect, None, (), {"host": "h"}) == "connected"
     assert [sorted(each) for each in asked] == [["host", "options"], ["host"]]
+    said = "Feature not supported: RDS Proxy currently doesn't support command-line options."
+    assert _connect_postgresql(dialect, None, (), {"host": "h"}) == "connected"
     said = "FATAL: no such database"
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=tokens")
     with pytest.raises(Refused):
         _connect_postgresql(dialect, None, (), {"host": "h"})
+    assert asked[-1]["options"].startswith("-c search_path=tokens -c lock_timeout=")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +197,8 @@ def test_a_pooler_that_takes_no_options_is_asked_again_without() -> None:
         'FATAL:  role "app" does not exist',
         "(1049, \"Unknown database 'tokens'\")",
         "(1045, \"Access denied for user 'app'@'localhost'\")",
+        'FATAL:  pg_hba.conf rejects connection for host "10.0.0.7", user "app", database "tokens", no encryption',
+        'FATAL:  database "relation_x" does not exist',
     ],
 )
 def test_a_url_that_lets_nobody_in_is_the_operators(said: str) -> None:
@@ -202,6 +208,36 @@ def test_a_url_that_lets_nobody_in_is_the_operators(said: str) -> None:
     assert error.cause == "database"
     missing = store_error(sqlalchemy.exc.ProgrammingError("", None, Exception('relation "x" does not exist')))
     assert missing.cause == "schema"
+
+
+class Coded(Exception):
+    """A driver's exception with a code, in whatever language the server speaks."""
+
+    def __init__(self, *args: Any, sqlstate: str | None = None) -> None:
+        super().__init__(*args)
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "cause"),
+    [
+        (Coded("keine Berechtigung", sqlstate="42501"), ConfigurationError, "database"),
+        (Coded("Passwort falsch", sqlstate="28P01"), ConfigurationError, "database"),
+        (Coded("gibt es nicht", sqlstate="3D000"), ConfigurationError, "database"),
+        (Coded("Relation fehlt", sqlstate="42P01"), SchemaOutdated, "schema"),
+        (Coded(1142, "command denied"), ConfigurationError, "database"),
+        (Coded(1146, "gibt es nicht"), SchemaOutdated, "schema"),
+        (Coded(1049, "unbekannt"), ConfigurationError, "database"),
+        (Coded(1213, "deadlock"), TemporarilyUnavailable, "deadlock"),
+        (Coded(2006, "server has gone away"), TemporarilyUnavailable, "store"),
+        (Coded('could not translate host name "db" to address: Try again'), TemporarilyUnavailable, "store"),
+    ],
+)
+def test_a_code_says_more_than_words(error: Exception, kind: type[Exception], cause: str) -> None:
+    """Servers speak many languages, and have codes; a name that does not resolve just now is nobody's turn."""
+    said = store_error(sqlalchemy.exc.OperationalError("SELECT 1", None, error))
+    assert type(said) is kind
+    assert said.cause == cause
 
 
 def test_a_keeper_warns_once_at_its_first_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -96,8 +96,15 @@ POLL = (0.025, *(0.05,) * 20, 0.1)
 Most renewals take less than a second: as long, a token is seen at most 62 ms after it was saved.
 """
 
-SAVE_RETRY = (0.05, 0.1, 0.2, 0.5, 1.0)
+SAVE_RETRY = (0.05, 0.1, 0.2, 0.5)
 """Seconds between attempts to save new tokens; the last one repeats."""
+
+TAKEOVER = 1.25
+"""Seconds for which a claim that was taken from another worker sends nothing where a reuse may end the grant.
+
+The other may be alive, with the only new tokens, and the database just back: it saves within :data:`SAVE_RETRY`, and then
+the claim is found lost by the look before sending.
+"""
 
 PERHAPS_THIS_GRANT = frozenset({"invalid_request", "invalid_scope", "invalid_target"})
 """What a token endpoint may have against one grant's request, and not against the client (RFC 6749 section 5.2)."""
@@ -255,6 +262,8 @@ def claimed(job: RenewalJob, grant: StoredGrant) -> Flow[Claim | OperatorTurn | 
     if held(job, claim.grant, claim.grant.in_flight_tries - 1):
         yield from ReleaseClaim(claim, in_doubt=False, failed=False)
         return None
+    if grant.claim_id is not None and job.profile.effective_rotation in (Rotation.STRICT, Rotation.UNKNOWN):
+        yield from Sleep(TAKEOVER)
     if job.forced:
         return claim
     # Again under the claim: whoever was refused has paused the registration before giving the claim back.
@@ -361,8 +370,8 @@ def fell_behind(claim: Claim, grant: StoredGrant) -> bool:
 
 def revoke_too(job: RenewalJob, tokens: TokenSet) -> Flow[None]:
     """The grant was revoked and deleted while this renewal was under way: its tokens should not live on."""
-    if job.profile.revocation_endpoint is None:
-        return
+    if job.profile.revocation_endpoint is None or (yield from LoadGrant(job.key)) is not None:
+        return  # connected anew: where a revocation ends all that an account has granted, it would end that, too
     token, hint = tokens.access_token, "access_token"
     if tokens.refresh_token is not None:
         token, hint = tokens.refresh_token, "refresh_token"

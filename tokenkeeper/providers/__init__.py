@@ -25,6 +25,7 @@ from tokenkeeper.providers.checks import (
     check_endpoint,
     check_facts,
     check_parameter,
+    check_timing,
     fill,
     placeholders,
     problem,
@@ -187,7 +188,7 @@ def _catalogued(name: str) -> Profile:
             cause="unknown_provider",
             fix=fix,
         )
-    return _profile(_generic() if name == GENERIC else read_sheet(CATALOGUE / f"{name}.toml"))
+    return _profile(_generic() if name == GENERIC else read_sheet(CATALOGUE / f"{name}.toml"), name)
 
 
 def _from_file(path: Path) -> Profile:
@@ -202,13 +203,15 @@ def _from_file(path: Path) -> Profile:
 
 @lru_cache(maxsize=64)
 def _cached_file(path: Path, changed: int, size: int) -> Profile:  # noqa: ARG001 (they are part of the key)
-    return _profile(read_sheet(path))
+    return _profile(read_sheet(path), str(path))
 
 
-def _profile(sheet: Sheet) -> Profile:
+def _profile(sheet: Sheet, where: str) -> Profile:
     own = () if sheet.name == GENERIC else sheet.rules
     rules = Rules(own, _generic().rules, sheet.facts.get("errors_in_200", False))
-    return Profile(name=sheet.name, rules=rules, **sheet.facts)
+    profile = Profile(name=sheet.name, rules=rules, **sheet.facts)
+    check_timing(profile.timing.lease, profile.timing.deadline, where)
+    return profile
 
 
 def _laid_over(provider: Provider) -> Profile:
@@ -222,7 +225,9 @@ def _laid_over(provider: Provider) -> Profile:
         facts["rotation"] = Rotation(facts["rotation"])
         for figure in ("grace_seconds", "lease_seconds", "deadline_seconds"):  # they belonged to the other rotation
             facts.setdefault(figure, None)
-    return replace(base, name=provider.name, **facts, **endpoints)
+    laid_over = replace(base, name=provider.name, **facts, **endpoints)
+    check_timing(laid_over.timing.lease, laid_over.timing.deadline, where)
+    return laid_over
 
 
 def _wanted(profile: Profile) -> set[str]:

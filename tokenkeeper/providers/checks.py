@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -31,6 +30,9 @@ VOCABULARY: Mapping[str, tuple[str, ...]] = {
     "token_request": ("form", "json"),
 }
 """The facts that are words of a closed vocabulary."""
+
+LONGEST = 1e12
+"""More than any duration in seconds."""
 
 SECONDS = ("grace_seconds", "lease_seconds", "deadline_seconds")
 TEXTS = ("name", "title", "source", "scope_separator", "rotation_source")
@@ -62,9 +64,16 @@ def check_together(facts: Mapping[str, Any], where: str) -> None:
     """Check the facts that depend on one another. Raises ConfigurationError naming the fact."""
     if facts.get("rotation") == Rotation.GRACE and facts.get("grace_seconds") is None:
         raise problem(where, "rotation is grace, but grace_seconds is missing", "Say how many seconds the grace lasts.")
-    lease, deadline = facts.get("lease_seconds"), facts.get("deadline_seconds")
-    if lease is not None and deadline is not None and deadline >= lease:
-        raise problem(where, "deadline_seconds is not below lease_seconds", "A request must end before its claim does.")
+
+
+def check_timing(lease: float, deadline: float, where: str) -> None:
+    """Check that a token request ends before its claim lapses. Raises ConfigurationError."""
+    if deadline >= lease:
+        raise problem(
+            where,
+            f"deadline_seconds ({deadline:g}) is not below lease_seconds ({lease:g}, unless you say otherwise)",
+            "A request must end before its claim does: set both, or a shorter deadline_seconds.",
+        )
 
 
 def check_fact(name: str, value: object, where: str) -> None:
@@ -94,7 +103,7 @@ def check_fact(name: str, value: object, where: str) -> None:
 
 def check_seconds(value: object, name: str, where: str) -> None:
     """Check a duration. Raises ConfigurationError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LONGEST:
         raise problem(where, f"{name} is {_shown(value)}", "Use a number of seconds above 0.")
 
 

@@ -5,12 +5,13 @@ Pragmas and listeners go only on engines made here; an Engine that the host pass
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from tokenkeeper.errors import (
@@ -143,23 +144,38 @@ def make_engine(database: str | Secret | URL, *, patient: bool = False) -> Engin
     if backend == "sqlite":
         event.listen(engine, "do_connect", lambda *_: harden_file(url))
         event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "handle_error", _leave_the_read_only)
     if driver == "psycopg" and not patient and "options" not in url.query:
         event.listen(engine, "do_connect", _connect_postgresql)
     return engine
+
+
+READ_ONLY = ("25006", 1290, 1792, 1836)
+"""What PostgreSQL, and MariaDB and MySQL, call a server (or transaction) that takes no writes: SQLSTATE and numbers."""
+
+
+def _leave_the_read_only(context: ExceptionContext) -> None:
+    """Drop the pool's connections to a server that was demoted: new ones go to its successor."""
+    if _codes(context.original_exception) & set(READ_ONLY):
+        context.is_disconnect = True
 
 
 LIMITS = f"-c lock_timeout={BUSY_SECONDS:.0f}s -c statement_timeout={ANSWER_SECONDS}s"
 """No statement of ours waits for a lock, or at all, without an end."""
 
 
+TAKES_NO_OPTIONS = ("startup parameter", "command-line options")
+"""What pgbouncer and the proxy of Amazon RDS say."""
+
+
 def _connect_postgresql(dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
     """Connect with limits; a pooler that takes no ``options`` is asked again without."""
-    limits = {"options": LIMITS}
+    limits = {"options": f"{os.environ.get('PGOPTIONS', '')} {LIMITS}".strip()}
     while True:
         try:
             return dialect.connect(*arguments, **parameters, **limits)
         except dialect.dbapi.OperationalError as error:
-            if not limits or "startup parameter" not in str(error):
+            if not limits or not any(words in str(error) for words in TAKES_NO_OPTIONS):
                 del arguments, parameters  # a traceback of this frame must not show the password
                 raise
         limits = {}
@@ -182,12 +198,18 @@ NO_WAY_IN = (
     "no pg_hba.conf entry",
     "access denied for user",
     "unknown database",
-    "could not translate host name",
     "no password supplied",
+    "pg_hba.conf rejects",
+    "is not permitted to log in",
 )
-"""What PostgreSQL, MariaDB and MySQL say where no second try will help; of a database and a role see below."""
+"""What servers say at the door, where there is no code; of a database and a role see below."""
+
+NOT_LET_IN = frozenset({"28000", "28P01", "3D000", 1044, 1045, 1049, 1698})
+NO_RIGHT = frozenset({"42501", 1142, 1143, 1227})
+NO_TABLE = frozenset({"42P01", 1146})
 
 
+_NO_RELATION = re.compile(r'relation "[^"]*" does not exist')
 _NOT_THERE = re.compile(r'(?:database|role) "[^"]*" does not exist')
 
 
@@ -201,14 +223,20 @@ def store_error(error: Exception) -> TokenKeeperError:
             fix=fix,
         )
     text = str(getattr(error, "orig", None) or error).lower()
-    if "no such table" in text or "doesn't exist" in text or ("relation" in text and "does not exist" in text):
+    codes = _codes(getattr(error, "orig", None))
+    if codes & NO_TABLE or "no such table" in text or _NO_RELATION.search(text):
         fix = "Run `tokenkeeper db upgrade`, or call keeper.create_schema()."
         return SchemaOutdated(
             f"The database has no tokenkeeper tables (or old ones). It is the operator's turn. {fix}",
             cause="schema",
             fix=fix,
         )
-    if any(words in text for words in NO_WAY_IN) or _NOT_THERE.search(text):
+    if codes & NO_RIGHT:
+        fix = "Grant the role SELECT, INSERT, UPDATE and DELETE on tokenkeeper's tables (docs/operating.md)."
+        return ConfigurationError(
+            f"The database's role may not do this. It is the operator's turn. {fix}", cause="database", fix=fix
+        )
+    if codes & NOT_LET_IN or any(words in text for words in NO_WAY_IN) or _NOT_THERE.search(text):
         fix = "Check the host, the name of the database, the user and the password in the database's URL."
         return ConfigurationError(
             f"The database lets nobody in with this URL. It is the operator's turn. {fix}", cause="database", fix=fix
@@ -250,9 +278,14 @@ def store_error(error: Exception) -> TokenKeeperError:
 
 def _given_up(error: Any) -> bool:
     """Whether the database rolled a transaction back because of another one: a deadlock, or a failed serialization."""
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return bool(_codes(error) & {"40001", "40P01", 1020, 1213})
+
+
+def _codes(error: Any) -> set[str | int]:
+    """The codes that a driver's exception has: a SQLSTATE, or a MariaDB's or MySQL's number."""
     number = (getattr(error, "args", None) or (None,))[0]
-    return state in ("40001", "40P01") or (isinstance(number, int) and number in (1020, 1213))
+    found = (getattr(error, "sqlstate", None), getattr(error, "pgcode", None), number)
+    return {code for code in found if (isinstance(code, str) and len(code) == 5) or type(code) is int}
 
 
 class store_errors:  # noqa: N801 - reads as a function

@@ -55,7 +55,7 @@ from tokenkeeper.events import (
 )
 from tokenkeeper.model import GrantKey, GrantStatus, Prompt, Secret, scope_set, to_datetime
 from tokenkeeper.store import operations, schema, settings
-from tokenkeeper.store.engine import DEADLOCK, POOL_PATIENCE, store_errors
+from tokenkeeper.store.engine import DEADLOCK, POOL_PATIENCE, store_error, store_errors
 from tokenkeeper.store.sealed import SealedTokens, open_access_token, open_refresh_token, seal_tokens
 from tokenkeeper.store.tables import database_now
 from tokenkeeper.store.watch import ClockWatch
@@ -151,12 +151,16 @@ class Store:
     def _check_schema(self) -> None:
         if self._checked:
             return
-        with self._check_lock:
+        if not self._check_lock.acquire(timeout=POOL_PATIENCE):  # the one who checks waits for the database
+            raise store_error(TimeoutError())
+        try:
             if not self._checked:
                 with self._turn, self.engine.connect() as connection:
                     schema.check(connection)
                     _warn_of_risks(connection)
                 self._checked = True
+        finally:
+            self._check_lock.release()
 
     # --- grants ---
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenkeeper.core.effects import SECOND, StoredGrant
 
@@ -19,19 +19,29 @@ JUMP = 2.0
 """Seconds by which the database's clock may move against ours within :data:`MEMORY` before it is distrusted."""
 
 MEMORY = 60.0
+LONGEST_LEASE = 120.0
 SIZE = 10_000
 
 
 class _Look(NamedTuple):
-    """What was seen of a grant's claim: since when it is as it is, and when it was last read to be otherwise."""
+    """What was seen of a grant's claim: since when it is as it is, what it then had left by the database's clock (seconds),
+    and when it was last read to be otherwise."""
 
     claim: tuple[str | None, int | None]
     since: float
+    left: float
     otherwise_at: float
     read_at: float
 
+    def over(self, now: float, lease: float) -> bool:
+        """Whether it was seen as it is for a whole *lease*, or for what it had left at the first look, if that was more.
 
-_NEVER = _Look(("", None), math.inf, -math.inf, -math.inf)
+        More than any lease has left: the database's clock was set back meanwhile.
+        """
+        return now - self.since >= (max(lease, self.left) if self.left <= LONGEST_LEASE else lease)
+
+
+_NEVER = _Look(("", None), math.inf, 0.0, -math.inf, -math.inf)
 
 
 class ClockWatch:
@@ -65,22 +75,22 @@ class ClockWatch:
                 self._claims[grant.id] = before._replace(read_at=grant.read_at)
             else:
                 claim = (grant.claim_id, grant.claimed_until)
-                self._claims[grant.id] = _Look(claim, until, before.read_at, grant.read_at)
-                while len(self._claims) > SIZE:
-                    self._claims.popitem(last=False)
+                left = 0.0 if grant.claimed_until is None else (grant.claimed_until - grant.now) / SECOND
+                self._claims[grant.id] = _Look(claim, until, left, before.read_at, grant.read_at)
+            _bound(self._claims, grant.id)
 
     def backs_off(self, grant_id: str, retry_at: int, over: float) -> None:
         """Take note of a back-off that this process has just written: *over* at that moment of our own clock."""
         with self._lock:
             self._back_offs[grant_id] = (retry_at, over)
+            _bound(self._back_offs, grant_id)
 
     def _saw_back_off(self, grant: StoredGrant, until: float) -> None:
         if grant.retry_at is None or grant.retry_at <= grant.now:
             self._back_offs.pop(grant.id, None)
         elif self._back_offs.get(grant.id, (None, 0.0))[0] != grant.retry_at:
             self._back_offs[grant.id] = (grant.retry_at, until + (grant.retry_at - grant.now) / SECOND)
-            while len(self._back_offs) > SIZE:
-                self._back_offs.popitem(last=False)
+            _bound(self._back_offs, grant.id)
 
     def waited_out(self, grant_id: str, now: float) -> int | None:
         """Return the grant's ``retry_at`` if it is over by our own clock, whatever the database's says by now."""
@@ -104,4 +114,11 @@ class ClockWatch:
         # Taken since we looked last, and that is less than a lease ago: whatever the clocks say, it holds.
         if not grant.claimed and self.steady and now - look.otherwise_at >= lease:
             return True
-        return now - look.since >= lease
+        return look.over(now, lease)
+
+
+def _bound(known: OrderedDict[str, Any], grant_id: str) -> None:
+    """Forget the one that was not looked at for longest."""
+    known.move_to_end(grant_id)
+    while len(known) > SIZE:
+        known.popitem(last=False)

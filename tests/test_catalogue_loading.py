@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenkeeper import providers
+from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.providers import toml
 
 TEXTS = {name: (providers.CATALOGUE / f"{name}.toml").read_text(encoding="utf-8") for name in providers.names()}
@@ -92,6 +93,15 @@ def test_a_profile_with_a_slip_is_read_as_tomllib_reads_it(name: str, data: st.D
     end = data.draw(st.integers(start, min(start + 3, len(text))))
     slipped = text[:start] + data.draw(PIECES | st.just(text[start:end] * 2)) + text[end:]
     assert outcome(toml.loads, slipped) == outcome(tomllib.loads, slipped)
+
+
+@pytest.mark.parametrize("seconds", ["1" + "0" * 400, "inf", "nan", "-1", "0", "true", "'x'"])
+def test_a_lifetime_is_a_number_of_seconds(seconds: str, tmp_path: Path) -> None:
+    """Also one that no float can hold is refused (found by fuzzing: it was an OverflowError)."""
+    path = tmp_path / "acme.toml"
+    path.write_text(f"[lifetimes]\naccess_token = {seconds}\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"acme\.toml:1: lifetimes\.access_token is "):
+        providers.load_profile(path)
 
 
 KEEPER = """

@@ -65,25 +65,32 @@ PARAMETERS = listed("scheme error error_description scope claims acr_values max_
 
 WORDS = listed(
     """
-    2 a absent accept accepted access account action activation active allow allowed already an anonymous api
-    app application approval are assertion aud audience audiences auth authenticated authentication
+    2 a absent accept accepted access account action activation active allow allowed already an and anonymous
+    api app application approval are assertion aud audience audiences auth authenticated authentication
     authorization authorize authorized available bad be bearer because been blacklisted blocked by call calls
     captcha card cart certificate challenge change claim claims client code confirmation confirmed consent
     contain context continuation could credential credentials crypto csrf cursor daily deactivated deauthorized
     decrypted delta detected device did disabled does doesn download dpop email empty enable enabled enough
     enrollment exceeded exchanged exist exp expected expired expiry factor failed field find for format found
-    fresh from full grant granted has have header id idempotency in inactive included incorrect insufficient
-    intended interaction invalid invitation invite is jwt key lack lacks license lifetime limit limited link
-    locked login loop magic malformed many match mechanism mfa minute mismatch missing multi must needs next no
-    non nonce not null oauth of offset one only or order out outside over padding page pagination parameter
-    parameters password payload payment per permission permissions prefix present privileges promo proof provide
-    provided public purchase push query quota rate recaptcha recovery redeemed refresh refreshed registration
-    rejected replayed request requests required requires reset restricted resume reuse reused revoked schema
-    scheme scope scopes second secret security segments service session set share sign signature signup single
-    specified start state step string subscription sufficient supplied supported suspended sync t task
-    temporarily terms the this throttled throttling time timed to token tokens too two type unavailable
-    unexpected unknown unlock unsubscribe unsupported up upload usage use used user using valid validate
-    validation value verification verify via volume was webhook were with without wrong xsrf you your
+    fresh from full given grant granted has have header id idempotency in inactive included incorrect
+    insufficient intended interaction invalid invitation invite is jwt key lack lacks license lifetime limit
+    limited link locked login loop magic malformed many match may mechanism mfa might minute mismatch missing
+    multi must needs next no non nonce not null oauth of offset one only or order out outside over padding page
+    pagination parameter parameters password payload payment per permission permissions prefix present
+    privileges promo proof provide provided public purchase push query quota rate recaptcha recovery redeemed
+    refresh refreshed registration rejected replayed request requests required requires reset restricted resume
+    reuse reused revoked schema scheme scope scopes second secret security segments service session set share
+    sign signature signup single specified start state step string subscription sufficient supplied supported
+    suspended sync t task temporarily terms the this throttled throttling time timed to token tokens too two
+    type unavailable unexpected unknown unlock unsubscribe unsupported up upload usage use used user using valid
+    validate validation value verification verify via volume was webhook were with without wrong xsrf you your
+    """
+) | listed(
+    """
+    about after again also any anymore as at before between both but cannot contact did do don either else ever first get had
+    her his how if into its it last later least less made make makes more most much my neither never new nothing old once other
+    our own please previously same send sent should since so sorry still such than that them then there these they those through
+    too try until us very we were what when where which while who will within would yet
     """
 )
 """The words of the phrases, each looked at: of the language, or of the trade (jwt, dpop, mfa, csrf)."""

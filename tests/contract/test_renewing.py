@@ -430,8 +430,6 @@ def test_spilled_tokens_are_stored_at_the_next_start(desk, tmp_path, monkeypatch
     assert world.grant().generation == 2
 
 
-@pytest.mark.parametrize("record", ["of today", "from before"])
-@pytest.mark.parametrize("consent", ["same", "another"])
 def test_a_spill_folder_that_is_full_for_a_moment_is_tried_again(desk, tmp_path, monkeypatch, caplog):
     """While the database is away and the folder has room again, the tokens do not stay in memory only."""
     spill = tmp_path / "spill"
@@ -466,6 +464,8 @@ def test_a_spill_folder_that_is_full_for_a_moment_is_tried_again(desk, tmp_path,
     assert caplog.text.count("cannot be spilled") == 1
 
 
+@pytest.mark.parametrize("record", ["of today", "from before"])
+@pytest.mark.parametrize("consent", ["same", "another"])
 def test_spilled_tokens_are_newer_than_a_restored_backup(desk, tmp_path, monkeypatch, caplog, record, consent):
     """The row has fallen behind: of the same consent it is healed; where that is not sure, the file stays, and that is said."""
     spill = tmp_path / "spill"

@@ -370,11 +370,31 @@ def test_explain_names_the_rule_and_the_near_misses() -> None:
     assert explain(Answer(200, (), b"{}"), LINKEDIN).rule.name == "status/success"
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "rule"),
+    [
+        (
+            "<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>x</Message></Error>",
+            "",
+            "access-token-expired",
+        ),
+        ("<Error><Message>The access token expired</Message></Error>", "application/xml", "access-token-expired"),
+        ("<Error><Message>The access token expired</Message></Error>", "", "status/other"),
+        ("<!DOCTYPE html><p>The access token expired</p>", "application/xml", "status/other"),
+        ("<?xml version='1.0'?><html><p>The access token expired</p></html>", "application/xhtml+xml", "status/other"),
+        ("<?xml version='1.0'?><" + "a" * 90_000, "", "status/other"),
+    ],
+)
+def test_xml_says_something_and_a_page_does_not(body: str, content_type: str, rule: str) -> None:
+    """What a program sent is read between its tags; a page is a proxy's, whatever it calls itself."""
+    assert diagnose(answer(body, 403, content_type=content_type), GENERIC).rule.removeprefix("generic/") == rule
+
+
 def test_a_form_body_is_read_where_it_says_so() -> None:
     """Some token endpoints answer in a form."""
     form = answer("error=invalid_grant&error_description=gone", 400, content_type="application/x-www-form-urlencoded")
     assert diagnose(form, GENERIC, surface=Surface.TOKEN).verdict is Verdict.GRANT_INVALID
-    huge = answer("error=invalid_grant&" + "a=b&" * 1000, 400, content_type="application/x-www-form-urlencoded")
+    huge = answer("error=login_required&" + "a=b&" * 1000, 400, content_type="application/x-www-form-urlencoded")
     assert diagnose(huge, GENERIC, surface=Surface.TOKEN).verdict is Verdict.PROVIDER_FAULT
 
 

@@ -34,9 +34,11 @@ _TELLING = frozenset((
     "subtype", "errorsubtype", "suberror", "summary", "field", "err", "errmsg", "errorinfo", "errordetail",
     "errordetails", "errorid", "developermessage", "debugmessage", "displaymessage", "usermessage", "longmessage",
     "statusmessage", "statusdescription", "resultmessage", "resultmsg", "cause", "id", "exp",
+    "diagnostics", "detailedmessage", "reasons",
 ))
 # fmt: on
 _NOTHING: frozenset[str] = frozenset()
+_TAG = re.compile(r"<[^>]*>")
 _HUMPS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_WORDS = re.compile(r"[^a-z0-9]+")
 
@@ -175,9 +177,22 @@ class Facts:
         ]
         if self.json is not None:
             _tell(self.json, "message", 0, [NODES], pieces)
+        elif self.is_xml:
+            pieces.extend(_TAG.split(self.text)[:NODES])
         elif self.text.lstrip()[:1] not in ("<", "{", "["):  # a page says nothing in words that can be relied on
             pieces.append(self.text)
         return "|".join([_spoken(piece) for piece in pieces])
+
+    @property
+    def is_xml(self) -> bool:
+        """Whether the body is XML that a program sent (AWS, WebDAV), not a page."""
+        begins = self.text[:256].lstrip().casefold()
+        page = "html" in begins or "html" in self.headers.get("content-type", "").casefold()
+        return (
+            begins.startswith("<")
+            and not page
+            and (begins.startswith("<?xml") or "xml" in self.headers.get("content-type", ""))
+        )
 
     def words(self, place: str) -> str:
         """Return a text as :func:`normal` words: ``said``, ``body``, ``challenge.x``, ``header.x`` or a JSON path."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scoring import ANSWERS
 
 from tokenkeeper import providers
 from tokenkeeper.core.diagnosis import Rules
@@ -21,7 +22,6 @@ from tokenkeeper.model import Provider, Registration, Rotation, Verdict
 from tokenkeeper.providers.vectors import Vector, read_vectors
 
 HERE = Path(__file__).parent
-ANSWERS = [json.loads(line) for line in (HERE / "data/answers.jsonl").read_text().splitlines()]
 VECTORS = [
     pytest.param(path.stem, vector, id=f"{path.stem}:{vector.line}")
     for path in sorted((HERE / "vectors").glob("*.jsonl"))
@@ -83,46 +83,6 @@ def test_all_five_refusals_of_linkedin_in_each_generation_of_bodies() -> None:
             seen[generation, vector.verdict] += 1
     causes = ("bad_scheme", "empty", "invalid", "expired", "revoked")
     assert [(g, c) for g in ("v1", "v2", "versioned") for c in causes if not seen[g, c]] == []
-
-
-REMEDY = {verdict.value: verdict.remedy.value for verdict in Verdict}
-MEMBER = {"reauthenticate", "widen_scope", "act_at_provider"}
-
-
-def harm(right: set[str], remedy: str, surface: str) -> str | None:
-    """Name the harm of doing *remedy* where any of *right* would have been right."""
-    if remedy in right:
-        return None
-    if remedy in MEMBER:
-        return None if right & MEMBER else "nagged"
-    if remedy == "renew":
-        if surface == "token" and right <= MEMBER:
-            return "stuck"
-        return None if right & (MEMBER | {"renew"}) else "burnt"
-    if remedy == "reconfigure":
-        return "alarmed"
-    return "stuck" if right <= MEMBER | {"renew"} else None
-
-
-def test_recorded_answers_of_all_providers() -> None:
-    """Of LinkedIn every sure answer is read right; of all, nobody is nagged, nothing burnt, no operator alarmed."""
-    tally: Counter[str] = Counter()
-    wrong = []
-    for row in ANSWERS:
-        if row.get("sure") is False or row.get("ambiguous"):
-            continue
-        found = providers.diagnose(
-            row["status"], row["headers"], row["body"], provider=row["provider"], surface=row["surface"]
-        )
-        right = {row["verdict"], *row.get("alt", ())}
-        tally["sure"] += 1
-        tally["right"] += found.verdict in right
-        if row["provider"] == "linkedin" and found.verdict not in right:
-            wrong.append((row["body"], found.rule))
-        tally[f"{harm({REMEDY[verdict] for verdict in right}, found.remedy.value, row['surface'])}"] += 1
-    assert wrong == []
-    assert (tally["nagged"], tally["burnt"], tally["alarmed"]) == (0, 0, 0)
-    assert tally["right"] / tally["sure"] > 0.9
 
 
 def test_an_ordinary_refusal_is_read_quickly() -> None:

@@ -43,9 +43,20 @@ _HUMPS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_WORDS = re.compile(r"[^a-z0-9]+")
 
 
+class _Letters(dict[int, str]):
+    """For ``str.translate``: small letters and digits stay, everything else becomes a blank."""
+
+    def __missing__(self, code: int) -> str:
+        return " "
+
+
+_LETTERS = _Letters({code: chr(code) if chr(code).isalnum() else " " for code in range(128)})
+
+
 def normal(text: str) -> str:
     """Return *text* as words in lower case with one blank around each: ``Token_expired!`` → ``' token expired '``."""
-    return _NOT_WORDS.sub(" ", f" {text[:TEXT_CHARACTERS].casefold()} ")
+    words = text[:TEXT_CHARACTERS].casefold().translate(_LETTERS).split()
+    return f" {' '.join(words)} " if words else " "
 
 
 def _spoken(text: str) -> str:

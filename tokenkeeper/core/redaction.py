@@ -119,10 +119,11 @@ def _masked(text: str, limit: int, secrets: Iterable[str | Secret]) -> str:
         text = _JWT.sub(MASK, text)
     if "bearer" in folded or "bas" in folded or "dpop" in folded or "oauth" in folded:  # I has doubles outside ASCII
         text = _SCHEME.sub(rf"\1\2{MASK}", text)
-    if "=" in text or ":" in text:
+    if "=" in text or (":" in text and ('"' in text or "'" in text)):
         text = _NAMED.sub(rf"\1\2{MASK}", text)
-        text = _QUOTED_TOKEN.sub(rf"\1{MASK}", text)
     if "token" in folded:
+        if ":" in text:
+            text = _QUOTED_TOKEN.sub(rf"\1{MASK}", text)
         text = _NEXT_TO_TOKEN.sub(rf"\1{MASK}", text)
     if "00D" in text:
         text = _SESSION_ID.sub(MASK, text)

@@ -2,20 +2,24 @@
 
 LinkedIn's answer, read by LinkedIn's rules, by the generic rules alone, and by the rules of the profile that is slowest
 with it: there no rule of the provider holds, so all are asked before the generic ones. The bare loop asks every rule that
-may decide one question each, and none says yes.
+may decide one question each, and none says yes. Then every 401 that was recorded (``tests/vectors``), each read by its own
+provider's rules: the median of them.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from harness import Effort, Figure, alternate, calls, no_garbage_collection
 
 from tokenkeeper import Answer
 from tokenkeeper.core.diagnosis import Rules, diagnose
 from tokenkeeper.model import Surface
-from tokenkeeper.providers import load_profile, names
+from tokenkeeper.providers import load_profile, make_answer, names
 
 GOAL = 50.0
 """The most that it should take at the median, in µs."""
@@ -63,6 +67,17 @@ def run(effort: Effort) -> list[Figure]:
         )
         for name in compared
     ]
+    taken = [_once(load_profile(name).rules, recorded) for name, recorded in _recorded()]
+    longest = f"the longest {max(taken) * 1e6:.0f}"
+    figures.append(
+        Figure(
+            f"the {len(taken)} recorded 401s, each by its provider's rules",
+            statistics.median(taken) * 1e6,
+            "µs",
+            GOAL,
+            longest,
+        )
+    )
     figures.append(Figure("json.loads of its body", times.median("json.loads"), "µs"))
     figures.append(Figure(f"a bare loop over as many rules as {slowest}'s, {len(many)}", times.median("loop"), "µs"))
     return figures
@@ -84,12 +99,20 @@ def _loop(many: int) -> bool:
     return any(question.holds(_FOUND) for question in _QUESTIONS[:many])
 
 
-def _once(rules: Rules) -> float:
+def _once(rules: Rules, answer: Answer = ANSWER) -> float:
     """About how long a diagnosis takes, in seconds."""
     taken = []
     with no_garbage_collection():
         for _ in range(60):
             start = time.perf_counter()
-            diagnose(ANSWER, rules)
+            diagnose(answer, rules)
             taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 4]
+    return statistics.median(taken)
+
+
+def _recorded() -> Iterator[tuple[str, Answer]]:
+    for path in sorted((Path(__file__).resolve().parent.parent / "tests/vectors").glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["surface"] == "api" and row["status"] == 401 and row["body"]:
+                yield path.stem, make_answer(401, row["headers"], row["body"])

@@ -104,6 +104,16 @@ def test_a_lifetime_is_a_number_of_seconds(seconds: str, tmp_path: Path) -> None
         providers.load_profile(path)
 
 
+def test_a_complaint_can_be_printed(tmp_path: Path) -> None:
+    """What a file says is escaped where it is quoted (found by fuzzing: the name of a rule was not)."""
+    path = tmp_path / "acme.toml"
+    path.write_text('[[rule]]\nname = "\\u001b[31m\\u2029"\nmessage = "m"\nfix = "f"\nsource = "s"\nverdict = "none"\n')
+    with pytest.raises(ConfigurationError) as caught:
+        providers.load_profile(path)
+    assert r"rule \x1b[31m\u2029: 'none' is not a valid Verdict" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 KEEPER = """
 import sys
 from tokenkeeper import NotConnected, Provider, Registration, TokenKeeper

@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any
 from urllib.parse import urlsplit
 
+from tokenkeeper.core.redaction import escape
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Rotation
 
@@ -31,6 +32,9 @@ VOCABULARY: Mapping[str, tuple[str, ...]] = {
 }
 """The facts that are words of a closed vocabulary."""
 
+COMPLAINT = 2_000
+"""The most characters of an error's message."""
+
 LONGEST = 1e12
 """More than any duration in seconds."""
 
@@ -49,7 +53,9 @@ _PARAMETER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
 def problem(where: str, message: str, fix: str) -> ConfigurationError:
     """Return the error for a fact that cannot be used; *where* names the file and line, or the Provider."""
-    return ConfigurationError(f"{where}: {message}", cause="provider_profile", fix=fix)
+    return ConfigurationError(
+        escape(f"{where}: {message}", COMPLAINT), cause="provider_profile", fix=escape(fix, COMPLAINT)
+    )
 
 
 def check_facts(facts: Mapping[str, Any], where: str) -> None:

@@ -112,7 +112,10 @@ class Facts:
     @_once
     def headers(self) -> dict[str, str]:
         """Header fields by lower-case name; several of one name joined with a comma."""
-        joined: dict[str, str] = {}
+        joined = dict(self.answer.headers)
+        if len(joined) == len(self.answer.headers):  # no field came twice
+            return joined
+        joined = {}
         for name, value in self.answer.headers:
             joined[name] = f"{joined[name]}, {value}" if name in joined else value
         return joined

@@ -110,7 +110,7 @@ def test_a_complaint_can_be_printed(tmp_path: Path) -> None:
     path.write_text('[[rule]]\nname = "\\u001b[31m\\u2029"\nmessage = "m"\nfix = "f"\nsource = "s"\nverdict = "none"\n')
     with pytest.raises(ConfigurationError) as caught:
         providers.load_profile(path)
-    assert r"rule \x1b[31m\u2029: 'none' is not a valid Verdict" in str(caught.value)
+    assert r"rule \x1b[31m\u2029: verdict is 'none', which is none of" in str(caught.value)
     assert str(caught.value).isprintable()
 
 

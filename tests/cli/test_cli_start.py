@@ -68,7 +68,7 @@ def test_init_refuses_a_provider_that_is_no_name(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("linkedn", "Did you mean linkedin?"), ("./gone.toml", "gone.toml: cannot be read")]
+    ("name", "said"), [("linkedn", "Did you mean linkedin"), ("./gone.toml", "gone.toml: cannot be read")]
 )
 def test_init_refuses_a_provider_that_is_not_known(run: Run, folder: Path, name: str, said: str) -> None:
     """Settings with a slip in the provider's name would fail at the first command: nothing is written."""

@@ -177,7 +177,7 @@ def _known() -> tuple[str, ...]:
 def _catalogued(name: str) -> Profile:
     known = _known()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = _near(name, known)
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
         fix = (
             f"{meant}Pass provider=Provider({name!r}, token_endpoint=…) or the path of a profile for one that is not in "
@@ -189,6 +189,13 @@ def _catalogued(name: str) -> Profile:
             fix=fix,
         )
     return _profile(_generic() if name == GENERIC else read_sheet(CATALOGUE / f"{name}.toml"), name)
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """Names like *name*, and those of profiles whose title has it: ``facebook`` is in Meta's."""
+    titles = {each: (CATALOGUE / f"{each}.toml").read_text("utf-8").partition("\n")[0].casefold() for each in known}
+    titled = [each for each, title in titles.items() if len(name) > 2 and name.casefold() in title]
+    return titled or difflib.get_close_matches(name, titles, n=3, cutoff=0.6)
 
 
 def _from_file(path: Path) -> Profile:

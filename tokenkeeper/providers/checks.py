@@ -53,9 +53,8 @@ _PARAMETER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
 def problem(where: str, message: str, fix: str) -> ConfigurationError:
     """Return the error for a fact that cannot be used; *where* names the file and line, or the Provider."""
-    return ConfigurationError(
-        escape(f"{where}: {message}", COMPLAINT), cause="provider_profile", fix=escape(fix, COMPLAINT)
-    )
+    said, do = escape(f"{where}: {message}", COMPLAINT), escape(fix, COMPLAINT)
+    return ConfigurationError(f"{said}. It is the operator's turn: {do}", cause="provider_profile", fix=do)
 
 
 def check_facts(facts: Mapping[str, Any], where: str) -> None:
@@ -103,7 +102,9 @@ def check_fact(name: str, value: object, where: str) -> None:
         )
     elif name in DATES and value is not False and type(value) is not date:
         raise problem(
-            where, f"{name} is {_shown(value)}", "Use a date like 2026-11-22, or false if nobody has checked."
+            where,
+            f"{name} is {_shown(value)}",
+            "Use a date like 2026-11-22 (no quotes), or false if nobody has checked.",
         )
 
 
@@ -162,7 +163,7 @@ def check_parameter(name: str, value: object, where: str) -> None:
     """Check a parameter that becomes part of a URL: a label of a host name or path. Raises ConfigurationError."""
     if not isinstance(value, str) or not _PARAMETER.fullmatch(value) or ".." in value:
         fix = "Use letters, digits, dots, hyphens and underscores: only the part that stands in the URL."
-        raise problem(where, f"parameter {name} is {_shown(value)}", fix)
+        raise problem(where, f"parameter {name} is {_shown(value)}, which is no part of a host name or path", fix)
 
 
 def _shown(value: object) -> str:

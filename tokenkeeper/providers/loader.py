@@ -6,11 +6,12 @@ an earlier one holds wherever they do.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenkeeper.core.diagnosis import MIDNIGHT
 from tokenkeeper.core.profile import Parameter, Profile
@@ -39,6 +40,19 @@ _RULE_TEXTS = ("name", "message", "fix", "source")
 _RULE_KEYS = frozenset(
     {*_RULE_TEXTS, "surface", "status", "verdict", "challenge", "header", "json", "words", "retry_after", "scopes"}
 )
+_TOP_KEYS = FACTS | {"rule"}
+TOKEN_VERDICTS = frozenset(
+    {
+        Verdict.GRANT_EXPIRED,
+        Verdict.GRANT_REVOKED,
+        Verdict.GRANT_REUSED,
+        Verdict.GRANT_INVALID,
+        Verdict.INTERACTION_REQUIRED,
+    }
+)
+"""What only a token endpoint can say, of a refresh token."""
+
+W = TypeVar("W", Verdict, Surface)
 _LIFETIMES = frozenset({"access_token", "refresh_token", "code"})
 _PARAMETER_KEYS = frozenset({"about", "default"})
 _CLASS = re.compile(r"([1-5])xx")
@@ -80,6 +94,8 @@ def parse_sheet(data: bytes, name: str, file: str) -> Sheet:
         raise problem(file, "rule is not a list of tables", "Write each rule below a line [[rule]].")
     rules = tuple([_rule(each, name, file, line) for each, line in zip(tables, _lines(text, len(tables)), strict=True)])
     check_order(rules)
+    if not facts.get("errors_in_200"):
+        _check_successes(rules)
     return Sheet(name, facts, rules)
 
 
@@ -110,6 +126,13 @@ def check_order(rules: Sequence[Rule]) -> None:
                 raise problem(_place(rule), f"rule {rule.name} is never reached: {earlier.name} comes first", fix)
 
 
+def _check_successes(rules: Sequence[Rule]) -> None:
+    for rule in rules:
+        if rule.surface is Surface.API and rule.statuses and max(rule.statuses) < 300 and min(rule.statuses) >= 200:
+            fix = "Write errors_in_200 = true above the rules, if the provider hides errors in successes."
+            raise problem(_place(rule), f"rule {rule.name} is never reached: successes are not looked into", fix)
+
+
 def _place(rule: Rule) -> str:
     return f"{rule.file}:{rule.line}" if rule.line else rule.file
 
@@ -117,7 +140,11 @@ def _place(rule: Rule) -> str:
 def _no_others(table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
     if not table.keys() <= known:
         key = next(key for key in table if key not in known)
-        raise problem(where, f"unknown key {key!r}", f"Known keys: {', '.join(sorted(known))}.")
+        near = difflib.get_close_matches(key, known, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        if known is _RULE_KEYS and key in FACTS:
+            meant = "Facts stand before the first [[rule]]. "
+        raise problem(where, f"unknown key {key!r}", f"{meant}Known keys: {', '.join(sorted(known))}.")
 
 
 def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
@@ -143,7 +170,7 @@ def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
 
 def _fact(key: str, value: Any, where: str) -> Any:
     if key not in FACTS:
-        _no_others({key: value}, FACTS, where)
+        _no_others({key: value}, _TOP_KEYS, where)
     if reader := _TABLE_READERS.get(key):
         if not isinstance(value, dict):
             raise problem(where, f"{key} is not a table", f"Write [{key}] and what belongs to it below.")
@@ -206,13 +233,16 @@ def _rule(table: dict[str, Any], sheet: str, file: str, line: int) -> Rule:
         if not isinstance(table.get(key), str) or not table[key].strip():
             raise problem(where, f"the rule has no {key}", "Every rule has a name, a message, a fix and a source.")
     try:
+        verdict = _word(Verdict, table.get("verdict"), "verdict")
+        surface = _word(Surface, table.get("surface", "api"), "surface")
+        _check_surface(verdict, surface)
         return Rule(
             f"{sheet}/{table['name']}",
-            Verdict(table.get("verdict", "")),
+            verdict,
             table["message"].strip(),
             table["fix"].strip(),
             table["source"].strip(),
-            surface=Surface(table.get("surface", "api")),
+            surface=surface,
             statuses=_statuses(table.get("status", [])),
             conditions=tuple(_conditions(table)),
             retry_after=_path(table.get("retry_after")),
@@ -224,6 +254,17 @@ def _rule(table: dict[str, Any], sheet: str, file: str, line: int) -> Rule:
         raise problem(
             where, f"rule {table['name']}: {error}", "Correct the rule; docs/refusals.md has the format."
         ) from error
+
+
+def _check_surface(verdict: Verdict, surface: Surface) -> None:
+    if verdict in TOKEN_VERDICTS and surface is not Surface.TOKEN:
+        raise ValueError(f'verdict {verdict} is about a refresh token: it belongs to surface = "token"')
+
+
+def _word(words: type[W], value: object, what: str) -> W:
+    if not isinstance(value, str) or value not in list(words):
+        raise ValueError(f"{what} is {value!r}, which is none of {', '.join(words)}")
+    return words(value)
 
 
 def _path(value: object) -> str | None:
@@ -247,6 +288,9 @@ def _statuses(value: object) -> frozenset[int]:
 
 def _conditions(table: Mapping[str, Any]) -> Iterable[Condition]:
     """Compile a rule's conditions, the cheap ones first."""
+    for name in ("challenge", "header", "json", "words"):
+        if not isinstance(table.get(name, {}), dict):
+            raise TypeError(f'{name} is not a table: write {name} = {{ place = "…" }}')
     if "challenge" in table:
         yield InChallenge({_lower(name): wanted(values) for name, values in table["challenge"].items()})
     for name, values in table.get("header", {}).items():
@@ -254,6 +298,9 @@ def _conditions(table: Mapping[str, Any]) -> Iterable[Condition]:
     for path, values in table.get("json", {}).items():
         if not all(path.split(".")):
             raise ValueError(f"{path!r} does not name a member of the body")
+        if isinstance(values, dict) and "from" not in values:
+            inner = next(iter(values), "")
+            raise ValueError(f'json.{path} is a table: write a path with a dot in quotes, {{ "{path}.{inner}" = … }}')
         yield InJson(path, wanted(values))
     for place, phrases in table.get("words", {}).items():
         texts = [phrases] if isinstance(phrases, str) else phrases

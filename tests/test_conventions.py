@@ -25,7 +25,7 @@ OUTSIDE = {"providers", "crypto", "clock", "store", "answers", "transport", "aut
 ENGINE = {"cache", "news", "workers", "engine_room"}
 DRIVERS = ENGINE | {"drivers", "guard"}
 FRONT = {"keeper", "config"}
-DEPENDENCIES = {"authlib", "joserfc", "sqlalchemy", "alembic", "cryptography", "httpx2", "httpcore2", "anyio"}
+DEPENDENCIES = {"authlib", "joserfc", "sqlalchemy", "alembic", "cryptography", "httpx2", "httpcore2", "anyio", "tomli"}
 
 # room -> the rooms of ours and the libraries that it may import; the order is DESIGN section 3's, lowest first.
 # A room is a module or a folder directly under tokenkeeper/; "tokenkeeper" stands for the lazy front page.
@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     "__init__": (PURE | OUTSIDE | DRIVERS | FRONT, set()),
 }
-LIBRARIES_OF_ONE_MODULE = {"core/token_endpoint.py": {"authlib", "joserfc"}}
+LIBRARIES_OF_ONE_MODULE = {"core/token_endpoint.py": {"authlib", "joserfc"}, "providers/loader.py": {"tomli"}}
 """Authlib's pure parts, which take and return plain values; what they load is held by the test of imports below."""
 
 LAZY = {("clock.py", "tokenkeeper.store.tables")}

@@ -311,6 +311,15 @@ TENANT = (
 )
 
 
+def test_a_parameter_that_ends_a_host_is_one_of_a_list() -> None:
+    """A data center that the member's callback names must not be anybody's host: the client's secret goes there."""
+    zoho = Registration("zoho", client_id="c", parameters={"dc": "eu"})
+    assert providers.resolve(zoho).token_endpoint == "https://accounts.zoho.eu/oauth/v2/token"
+    for other in ("com.evil.example", "evil", "EU", "com."):
+        error = refused(providers.resolve, Registration("zoho", client_id="c", parameters={"dc": other}))
+        assert "dc" in str(error)
+
+
 @pytest.mark.parametrize(
     "facts",
     [
@@ -410,6 +419,11 @@ def test_a_parameter_that_nobody_wants_is_refused() -> None:
         (RULE.replace("json = {", "words = { said = ['*'],"), 2, "no words"),
         (RULE.replace("json = {", "words = { said = [5],"), 2, "words.said"),
         (RULE + "retry_after = 5", 2, "5"),
+        (RULE * 501, None, "more than 500 rules"),
+        ("[token_parameters]\nclient_secret = 'x'", 1, "client_secret is a secret"),
+        ('token_endpoint = "https://a.{dc}/t"\n[parameters.dc]\nabout = "x"', 1, "one_of"),
+        ('token_endpoint = "https://a.{dc}:8/t"', 1, "one_of"),
+        ('token_endpoint = "https://{dc}/t"\n[parameters.dc]\nabout = "x"\none_of = "com"', 2, "one_of is not a list"),
         (RULE.replace("expired", "grant_expired"), 2, 'surface = "token"'),
         (RULE.replace("401", "200"), 2, "errors_in_200 = true"),
         (RULE.replace("code =", "err.no ="), 2, '"err.no"'),

@@ -28,8 +28,25 @@ page is not current. One more provider: [add it in ten minutes](adding-a-provide
 **Rotation** is what becomes of a refresh token that was used: `none` (it stays), `by_use` (it dies when the new one is
 first used), `grace` (it works on for a while), `strict` (single use), `unknown` (nobody has said); a renewal
 [hangs on it](operating.md). **Bare 401 / 403** says how an answer without any further word is read. **Checked** is the day when
-somebody last compared the facts with their source: providers change, so look at it. *Public code, index N* in a source is a file of a public
-repository that a search found without its name.
+somebody last compared the facts with their source: providers change, so look at it. *Public code, index N* in a source is a
+file of a public repository that a search found without its name.
+
+A registration names its provider, and fills the profile's parameters: a tenant, shop or data center. They belong to the
+registration, so members of two shops or data centers are members of two registrations (which may share client id and secret).
+
+```python
+from tokenkeeper import Registration
+
+Registration("zoho-eu", provider="zoho", client_id="…", parameters={{"dc": "eu"}}, scopes=["ZohoCRM.modules.ALL"])
+```
+
+```toml
+[registrations.zoho-eu]
+provider = "zoho"
+client_id = "…"
+parameters = {{ dc = "eu" }}
+scopes = ["ZohoCRM.modules.ALL"]
+```
 
 """
 GENERIC = """\

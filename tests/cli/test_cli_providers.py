@@ -169,7 +169,7 @@ def test_a_title_that_is_too_long_is_cut_and_facts_that_nobody_checked_are_said(
     assert "\nrotation checked       nobody has checked\n" in text
     data = json.loads(run("providers", "show", "acme.toml", "--json").stdout)
     assert data["checked"] is None
-    assert data["parameters"] == {"shop": {"about": "The part before .acme.example.", "default": "www"}}
+    assert data["parameters"] == {"shop": {"about": "The part before .acme.example.", "default": "www", "one_of": []}}
 
 
 def test_statuses_and_durations_as_people_write_them() -> None:
@@ -328,7 +328,7 @@ def test_a_profile_that_cannot_be_used_is_refused_with_its_line(run: Run, acme: 
     acme.write_text(FACTS + RULES.replace('verdict = "expired"', 'verdict = "exspired"'))
     done = run("providers", "check", "acme.toml")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: acme.toml:24: rule gone: 'exspired' is not a valid Verdict")
+    assert done.stderr.startswith("error: acme.toml:24: rule gone: verdict is 'exspired', which is none of ok,")
     assert "docs/refusals.md" in done.stderr
 
 

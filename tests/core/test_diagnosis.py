@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenkeeper.core.diagnosis import LONGEST_WAIT, MOST_SCOPES, Rules, diagnose, explain
-from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, wanted
+from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, Silent, wanted
 from tokenkeeper.model import AccessToken, Answer, Remedy, Secret, Surface, Turn, Verdict
 from tokenkeeper.providers import load_profile, make_answer
 
@@ -82,6 +82,14 @@ def test_a_bare_403_is_not_the_members_turn() -> None:
     assert diagnose(answer("Forbidden", 403), GENERIC).remedy is Remedy.NONE
 
 
+def test_of_a_body_that_was_not_read_nothing_is_known_to_be_absent() -> None:
+    """A condition that a member is absent, or that nothing is said, holds of a body that was read only."""
+    for condition in (InJson("error", False), Silent("said"), Silent("body")):
+        asked = Rules(own=(rule("asked", Verdict.EMPTY, condition),))
+        assert diagnose(Answer(401, (), b""), asked).rule == "asked"
+        assert diagnose(Answer(401, (), None), asked).rule.startswith("status/401")
+
+
 def test_an_unreadable_body_is_not_an_empty_one() -> None:
     """Without a body, status and headers decide, and the diagnosis says so."""
     unread = diagnose(Answer(401, (("www-authenticate", 'Bearer error="invalid_token"'),), None), GENERIC)
@@ -123,6 +131,15 @@ def test_an_unreadable_body_is_not_an_empty_one() -> None:
         (InWords("said", ("token expired",)), {"error": "TokenExpired"}, True),
         (InWords("said", ("tokenexpired",)), {"error": "TokenExpired"}, True),
         (InWords("said", ("token expired",)), {"error": "TokenExpired or not"}, False),
+        (InWords("said", ("= token expired",)), {"message": "Token expired."}, True),
+        (InWords("said", ("= token expired",)), {"message": "Coupon token expired."}, False),
+        (InWords("said", ("= token expired",)), {"message": "Token expired, as it were"}, False),
+        (InWords("message", ("= token expired",)), {"message": "Token expired!"}, True),
+        (InWords("said", ("revoked",)), {"message": "No.", "issue": {"title": "It was revoked"}}, False),
+        (InWords("said", ("revoked",)), {"message": "No.", "title": "It was revoked"}, True),
+        (InWords("said", ("revoked",)), {"data": {"errors": [{"title": "revoked"}]}}, True),
+        (InWords("said", ("revoked",)), {"repository": {"owner": {"name": "revoked"}}}, False),
+        (InWords("said", ("revoked",)), {"status": {"description": "revoked"}}, True),
         (InWords("said", ("token expired",)), {"post": {"body": "token expired"}}, False),
         (InWords("body", ("token expired",)), {"post": {"text": "token expired"}}, True),
         (InWords("header.x-why", ("token expired",)), {}, True),
@@ -162,7 +179,13 @@ def test_values_that_mean_nothing_are_refused(values: object) -> None:
         wanted(values)
 
 
-@pytest.mark.parametrize("phrase", ["", "*", "token *", "* expired", "!?"])
+def test_a_phrase_with_many_gaps_is_refused() -> None:
+    """Each gap multiplies what a long text may cost."""
+    with pytest.raises(ValueError, match="more than 2 stars"):
+        InWords("said", ("a * b * c * d",))
+
+
+@pytest.mark.parametrize("phrase", ["", "*", "token *", "* expired", "!?", "=", "= !", "= a * b"])
 def test_phrases_without_words_are_refused(phrase: str) -> None:
     """A phrase must have words, on both sides of a star."""
     with pytest.raises(ValueError, match="no words"):

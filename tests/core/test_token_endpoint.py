@@ -895,7 +895,7 @@ def test_what_a_profile_sends_along_the_registration_may_say_otherwise() -> None
         ({"status": 0, "body": {"access_token": "a", "refresh_token": "r", "expires_in": 10800}}, "a"),
         ({"status": 0, "body": {"userid": "7"}}, Verdict.PROVIDER_FAULT),
         ({"status": 0, "body": []}, Verdict.PROVIDER_FAULT),
-        ({"status": 0, "access_token": "a"}, Verdict.PROVIDER_FAULT),
+        ({"status": 0, "access_token": "a", "refresh_token": "r", "expires_in": 10800}, "a"),
         ({"error": "invalid_grant", "body": {"access_token": "a"}}, Verdict.GRANT_INVALID),
     ],
 )

@@ -327,7 +327,7 @@ def _registration(keeper: TokenKeeper, registration: Registration) -> Checks:
                 'add client_secret = "env:NAME" (client_authentication = "none" for a public client)',
             )
         )
-    yield from findings or [Check(name, "ok", f"{profile.name}, its profile and endpoints are usable")]
+    yield from findings or [Check(name, "ok", f"{profile.name}; its token endpoint is {profile.token_endpoint}")]
 
 
 def _endpoints(name: str, profile: Profile) -> Checks:

@@ -117,6 +117,10 @@ def _lines(status: int, profile: str, found: Explanation) -> Iterator[Text]:
     if diagnosis.scopes:
         yield Text(f"scopes   {clean(masked(' '.join(diagnosis.scopes)))}")
     yield Text(f"rule     {diagnosis.rule}{f' ({place(rule)})' if rule.file else ''}")
+    if profile == providers.GENERIC and not rule.file:
+        yield Text(
+            "hint     no provider was named and no general rule reads this: --provider NAME (see `providers list`)"
+        )
     yield Text(f"source   {clean(rule.source)}")
     for miss in found.near:
         yield Text(f"not      {miss.rule.name}: {_why_not(miss)}", style="dim")

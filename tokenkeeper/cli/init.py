@@ -12,6 +12,7 @@ import click
 from tokenkeeper.cli.keys import KEY_FILE, write_key
 from tokenkeeper.cli.session import Command, Session, json_option, pass_session
 from tokenkeeper.config import FILE_NAME
+from tokenkeeper.core.profile import Profile
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.providers import load_profile
 
@@ -41,7 +42,7 @@ client_secret = "env:{variable}_CLIENT_SECRET"    # a list while a new one is be
 redirect_uri = "http://127.0.0.1:8400/callback"   # register it there, too; `tokenkeeper connect` listens on it
 scopes = [{scopes}]
 {provider_line}
-# parameters = {{ tenant = "…" }}   # what the provider's profile asks for: a tenant, shop or region
+{parameters}
 
 # A provider that is not known, or a stand-in for one. Endpoints are never inherited.
 # [providers.example]
@@ -50,6 +51,16 @@ scopes = [{scopes}]
 # token_endpoint = "https://login.example/token"
 # client_authentication = "client_secret_post"
 """
+
+
+def _parameters(profile: Profile) -> str:
+    """The line that fills what stands in braces in the profile's endpoints; commented where all of it has a default."""
+    if not profile.parameters:
+        return "# no parameters: this provider's endpoints are the same for everybody"
+    pairs = ", ".join(f"{name} = {json.dumps(each.default or '')}" for name, each in profile.parameters.items())
+    about = " ".join(each.about for each in profile.parameters.values())
+    needed = any(each.default is None for each in profile.parameters.values())
+    return f"{'' if needed else '# '}parameters = {{ {pairs} }}   # {about}"
 
 
 @click.command(cls=Command)
@@ -71,7 +82,7 @@ def init(session: Session, *, output: str, provider: str, key: bool) -> None:
     own_file = provider.endswith(".toml")
     if not own_file and not re.fullmatch(r"[A-Za-z0-9_-]+", provider):
         raise click.BadParameter("letters, digits, '-' and '_' only, or the path of a .toml", param_hint="--provider")
-    load_profile(provider)  # refuses what is neither in the catalogue nor a profile
+    profile = load_profile(provider)  # refuses what is neither in the catalogue nor a profile
     file = Path(output)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(provider).stem) if own_file else provider
     provider_line = f'# provider = "{name}"            # if the registration has another name'
@@ -81,7 +92,15 @@ def init(session: Session, *, output: str, provider: str, key: bool) -> None:
     variable = "".join(char if char.isalnum() else "_" for char in name).upper()
     try:
         with file.open("x", encoding="utf-8") as stream:
-            stream.write(TEMPLATE.format(name=name, provider_line=provider_line, variable=variable, scopes=scopes))
+            stream.write(
+                TEMPLATE.format(
+                    name=name,
+                    provider_line=provider_line,
+                    variable=variable,
+                    scopes=scopes,
+                    parameters=_parameters(profile),
+                )
+            )
     except OSError as error:
         raise ConfigurationError(
             f"{file} was not written: {error.strerror}", cause="settings", fix="name another file with --output"

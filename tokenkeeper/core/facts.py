@@ -28,13 +28,17 @@ DEPTH = 12
 # The members in which servers say what is wrong, compared in lower case without punctuation.
 # fmt: off
 _TELLING = frozenset((
-    "error", "errors", "message", "messages", "msg", "errormessage", "errormsg", "errordescription", "description",
-    "detail", "details", "title", "reason", "hint", "fault", "faultstring", "code", "errorcode", "errortype",
-    "errorsummary", "type", "tag", "exceptionmessage", "exceptioncode", "explanation", "name", "category", "status",
-    "subtype", "errorsubtype", "suberror", "summary", "field", "err", "errmsg", "errorinfo", "errordetail",
+    "error", "errors", "message", "messages", "msg", "errormessage", "errormsg", "errordescription",
+    "detail", "details", "reason", "fault", "faultstring", "code", "errorcode", "errortype",
+    "errorsummary", "exceptionmessage", "exceptioncode", "explanation",
+    "errorsubtype", "suberror", "err", "errmsg", "errorinfo", "errordetail",
     "errordetails", "errorid", "developermessage", "debugmessage", "displaymessage", "usermessage", "longmessage",
-    "statusmessage", "statusdescription", "resultmessage", "resultmsg", "cause", "id", "exp",
+    "statusmessage", "statusdescription", "resultmessage", "resultmsg", "cause",
     "diagnostics", "detailedmessage", "reasons",
+))
+# Members in which anybody's data may stand, too: they count at the top, and below the others.
+_TELLING_HERE = _TELLING | frozenset((
+    "title", "name", "description", "summary", "status", "id", "type", "tag", "category", "field", "hint", "exp", "subtype",
 ))
 # fmt: on
 _NOTHING: frozenset[str] = frozenset()
@@ -249,18 +253,20 @@ def _collect(value: Any, path: list[str], depth: int, budget: list[int], found: 
         _collect(value[path[0]], path[1:], depth + 1, budget, found)
 
 
-def _tell(value: Any, name: str, depth: int, budget: list[int], pieces: list[str]) -> None:
+def _tell(value: Any, name: str, depth: int, budget: list[int], pieces: list[str], *, here: bool = True) -> None:
+    """Collect what is said below a member; *here*: at the top, or in a member that says what is wrong."""
     budget[0] -= 1
     if budget[0] < 0 or depth > DEPTH:
         return
     if isinstance(value, str):
-        if name in _TELLING:
+        if name in (_TELLING_HERE if here else _TELLING):
             pieces.append(value)
     elif isinstance(value, list):
         for item in value[:NODES]:
-            _tell(item, name, depth + 1, budget, pieces)
+            _tell(item, name, depth + 1, budget, pieces, here=here)
     elif isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, str | list | dict):
                 short = key if key in _TELLING else _NOT_WORDS.sub("", key[:64].casefold())
-                _tell(item, short, depth + 1, budget, pieces)
+                below = here if isinstance(item, str) else short in _TELLING or (here and short in _TELLING_HERE)
+                _tell(item, short, depth + 1, budget, pieces, here=below)

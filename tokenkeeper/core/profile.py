@@ -32,6 +32,8 @@ class Parameter:
 
     about: str
     default: str | None = None
+    one_of: tuple[str, ...] = ()
+    """The values that it may have, if that is known; where a host ends in it, it must be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ from tokenkeeper.model import Surface, Verdict
 GAP = 80
 """The most characters that ``*`` stands for between two words of a phrase."""
 
+STARS = 2
+"""The most ``*`` in a phrase: each one more multiplies what a long text may cost."""
 RANGE = 1000
 """The most numbers that a range of values holds."""
 
@@ -166,6 +168,8 @@ class InJson:
     def holds(self, facts: Facts) -> bool:
         """Whether the answer is like that."""
         found = facts.values(self.path)
+        if self.values is False and facts.answer.body is None:  # nobody knows what an unread body does not hold
+            return False
         return bool(found) is self.values if isinstance(self.values, bool) else not self.values.isdisjoint(found)
 
     def covers(self, other: Condition) -> bool:
@@ -178,7 +182,10 @@ class InJson:
 
 @dataclass(frozen=True, slots=True)
 class InWords:
-    """A text holds one of these phrases: whole words, case and punctuation aside; ``*`` stands for a few words."""
+    """A text holds one of these phrases: whole words, case and punctuation aside.
+
+    ``*`` stands for a few words; a phrase that begins with ``=`` is the whole text.
+    """
 
     place: str
     phrases: tuple[str, ...]
@@ -206,7 +213,7 @@ class InWords:
         words = facts.vocabulary(self.place)
         if self._longest_words.isdisjoint(words):
             return False
-        return self._says(self._longest_words & words, facts.words(self.place))
+        return self._says(self._longest_words & words, f"|{facts.words(self.place)}|")
 
     def _says(self, words: Iterable[str], text: str) -> bool:
         for word in words:
@@ -219,17 +226,48 @@ class InWords:
         """Whether this holds wherever *other* holds."""
         if not isinstance(other, InWords) or self.place != other.place:
             return False
-        texts = ["something".join(parts) for phrases in other._by_word.values() for parts in phrases]
+        texts = [f"|{'something'.join(parts)}|" for phrases in other._by_word.values() for parts in phrases]
         return all(self._says(self._longest_words.intersection(text.split()), text) for text in texts)
 
     def __str__(self) -> str:
         return f"{self.place} says " + " or ".join(repr(phrase) for phrase in self.phrases)
 
 
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A text was read and says nothing: there is not a word in it."""
+
+    place: str
+    reads_body: bool = True
+
+    @property
+    def subject(self) -> str:
+        """What is asked about."""
+        return f"words {self.place}"
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the answer is like that."""
+        return facts.answer.body is not None and not facts.words(self.place).strip(" |")
+
+    def covers(self, other: Condition) -> bool:
+        """Whether this holds wherever *other* holds."""
+        return self == other
+
+    def __str__(self) -> str:
+        return f"{self.place} says nothing"
+
+
 def _parts_of(phrase: str) -> tuple[str, ...]:
     """Return what stands around the stars of a phrase, as :func:`normal` words. Raises ValueError."""
     if _NORMAL.fullmatch(phrase):
         return (f" {phrase} ",)
+    if phrase.count("*") > STARS:
+        raise ValueError(f"the phrase {phrase!r} has more than {STARS} stars")
+    if phrase.startswith("="):
+        whole = normal(phrase)
+        if "*" in phrase or not whole.strip():
+            raise ValueError(f"the phrase {phrase!r} has no words, or a star: after = stands the whole text")
+        return (f"|{whole}|",)
     parts = tuple([normal(part) for part in phrase.split("*")])
     if " " in parts or "" in parts:
         raise ValueError(f"the phrase {phrase!r} has no words, or none on one side of its *")

@@ -495,11 +495,13 @@ def read_token_answer(
 
 
 def _inner(members: Mapping[str, object] | None, path: str) -> Mapping[str, object] | None:
-    """The object that holds the tokens, at a path; the whole answer if the path is empty."""
-    for name in path.split(".") if path else ():
-        found = None if members is None else members.get(name)
-        members = found if isinstance(found, dict) else None
-    return members
+    """The object that holds the tokens, at a path; the whole answer if the path is empty, or there is a token at the top."""
+    if members is None or not path or "access_token" in members:
+        return members
+    inner: object = members
+    for name in path.split("."):
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    return inner if isinstance(inner, dict) else None
 
 
 def answer_members(answer: Answer) -> Mapping[str, object] | None:

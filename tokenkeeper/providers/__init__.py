@@ -249,6 +249,9 @@ def _filled(profile: Profile, parameters: Mapping[str, str], where: str) -> Prof
             fix = f"Its parameters are: {', '.join(sorted(known))}." if known else "Leave parameters out."
             raise problem(where, f"the profile {profile.name} has no parameter {name!r}", fix)
         check_parameter(name, value, where)
+        described = profile.parameters.get(name)
+        if described and described.one_of and value not in described.one_of:
+            raise problem(where, f"parameter {name} is {value!r}", f"Use one of: {', '.join(described.one_of)}.")
     if not known:
         return profile
     filled: dict[str, Any] = {each: fill(getattr(profile, each), parameters) for each in ENDPOINTS}

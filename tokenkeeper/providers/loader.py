@@ -13,12 +13,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tomli
+
 from tokenkeeper.core.diagnosis import MIDNIGHT
 from tokenkeeper.core.profile import Parameter, Profile
-from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, wanted
+from tokenkeeper.core.redaction import is_secret_member
+from tokenkeeper.core.rules import Condition, InChallenge, InHeader, InJson, InWords, Rule, Silent, wanted
 from tokenkeeper.errors import ConfigurationError
 from tokenkeeper.model import Rotation, Surface, Verdict
-from tokenkeeper.providers import toml
 from tokenkeeper.providers.checks import (
     DATES,
     ENDPOINTS,
@@ -30,6 +32,8 @@ from tokenkeeper.providers.checks import (
     problem,
 )
 
+RULES = 500
+"""The most rules of a profile."""
 FILE_BYTES = 1_048_576
 """The largest profile that is read."""
 
@@ -52,9 +56,12 @@ TOKEN_VERDICTS = frozenset(
 )
 """What only a token endpoint can say, of a refresh token."""
 
+VERDICTS = {verdict.value: verdict for verdict in Verdict}
+SURFACES = {surface.value: surface for surface in Surface}
 W = TypeVar("W", Verdict, Surface)
 _LIFETIMES = frozenset({"access_token", "refresh_token", "code"})
-_PARAMETER_KEYS = frozenset({"about", "default"})
+_PARAMETER_KEYS = frozenset({"about", "default", "one_of"})
+_OPEN_HOST = re.compile(r"https?://[^/{]+[^/]*\{(\w+)\}(?:[:/?]|$)")
 _CLASS = re.compile(r"([1-5])xx")
 _RULE_HEADING = re.compile(r"\[\[[ \t]*rule[ \t]*\]\]")
 
@@ -85,11 +92,13 @@ def parse_sheet(data: bytes, name: str, file: str) -> Sheet:
     """Parse and check a profile. Raises ConfigurationError naming file and line."""
     try:
         text = data.decode("utf-8")
-        table = toml.loads(text)
+        table = tomli.loads(text)
     except (ValueError, RecursionError) as error:
         raise problem(file, f"is not TOML: {error}", "Correct the file.") from error
     facts = _facts(table, text, file)
     tables = table.get("rule", [])
+    if isinstance(tables, list) and len(tables) > RULES:
+        raise problem(file, f"has more than {RULES} rules", "Several codes with one meaning go in one rule.")
     if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
         raise problem(file, "rule is not a list of tables", "Write each rule below a line [[rule]].")
     rules = tuple([_rule(each, name, file, line) for each, line in zip(tables, _lines(text, len(tables)), strict=True)])
@@ -160,6 +169,11 @@ def _facts(table: Mapping[str, Any], text: str, file: str) -> dict[str, Any]:
     check_together(facts, file)
     if "rotation" in facts:
         facts["rotation"] = Rotation(facts["rotation"])
+    for each in ENDPOINTS:
+        ending = _OPEN_HOST.match(facts.get(each) or "")
+        if ending and not facts.get("parameters", {}).get(ending[1], Parameter(about="")).one_of:
+            fix = f"List the values that {{{ending[1]}}} may have: [parameters.{ending[1]}], one_of = [...]."
+            raise problem(_line_of(each, text, file), f"{each} has a host that a parameter ends: anybody's", fix)
     wanted_parameters = {name for each in ENDPOINTS for name in placeholders(facts.get(each))}
     for name in facts.get("parameters", {}):
         if name not in wanted_parameters:
@@ -205,9 +219,12 @@ def _parameters(table: Mapping[str, Any], where: str) -> Mapping[str, Parameter]
                 where, f"parameter {name} does not say what it is", f'Write [parameters.{name}], about = "…".'
             )
         _no_others(each, _PARAMETER_KEYS, f"{where}: parameter {name}")
-        if "default" in each:
-            check_parameter(name, each["default"], where)
-        found[name] = Parameter(**each)
+        values = each.get("one_of", [])
+        if not isinstance(values, list):
+            raise problem(where, f"parameter {name}: one_of is not a list", 'Write one_of = ["com", "eu"].')
+        for value in (*values, *([each["default"]] if "default" in each else [])):
+            check_parameter(name, value, where)
+        found[name] = Parameter(about=each["about"], default=each.get("default"), one_of=tuple(values))
     return found
 
 
@@ -215,6 +232,8 @@ def _texts(table: Mapping[str, Any], where: str) -> Mapping[str, str]:
     for name, value in table.items():
         if not isinstance(value, str):
             raise problem(where, f"{name} is not a text", "Parameters of a request are texts.")
+        if is_secret_member(name):
+            raise problem(where, f"{name} is a secret, which has no place in a profile", "Give it to the Registration.")
     return table
 
 
@@ -233,8 +252,8 @@ def _rule(table: dict[str, Any], sheet: str, file: str, line: int) -> Rule:
         if not isinstance(table.get(key), str) or not table[key].strip():
             raise problem(where, f"the rule has no {key}", "Every rule has a name, a message, a fix and a source.")
     try:
-        verdict = _word(Verdict, table.get("verdict"), "verdict")
-        surface = _word(Surface, table.get("surface", "api"), "surface")
+        verdict = _word(VERDICTS, table.get("verdict"), "verdict")
+        surface = _word(SURFACES, table.get("surface", "api"), "surface")
         _check_surface(verdict, surface)
         return Rule(
             f"{sheet}/{table['name']}",
@@ -261,10 +280,11 @@ def _check_surface(verdict: Verdict, surface: Surface) -> None:
         raise ValueError(f'verdict {verdict} is about a refresh token: it belongs to surface = "token"')
 
 
-def _word(words: type[W], value: object, what: str) -> W:
-    if not isinstance(value, str) or value not in list(words):
+def _word(words: Mapping[str, W], value: object, what: str) -> W:
+    found = words.get(value) if isinstance(value, str) else None
+    if found is None:
         raise ValueError(f"{what} is {value!r}, which is none of {', '.join(words)}")
-    return words(value)
+    return found
 
 
 def _path(value: object) -> str | None:
@@ -303,6 +323,9 @@ def _conditions(table: Mapping[str, Any]) -> Iterable[Condition]:
             raise ValueError(f'json.{path} is a table: write a path with a dot in quotes, {{ "{path}.{inner}" = … }}')
         yield InJson(path, wanted(values))
     for place, phrases in table.get("words", {}).items():
+        if phrases is False:
+            yield Silent(place)
+            continue
         texts = [phrases] if isinstance(phrases, str) else phrases
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"words.{place} is not a list of phrases")

@@ -195,9 +195,6 @@ def _body(data: bytes | None) -> tuple[str | None, list[str]]:
     if not _is_json(text):
         safe = _hidden(text)
         return safe[:BODY_CHARACTERS], ["the body"] * (safe != text)
-    if len(text) > BODY_CHARACTERS:
-        text = text[: text.rfind('"', 0, BODY_CHARACTERS) + 1]
-        changed.append(f"what follows in the body after {len(text)} characters")
     member = ""
 
     def string(found: re.Match[str]) -> str:
@@ -216,7 +213,11 @@ def _body(data: bytes | None) -> tuple[str | None, list[str]]:
         changed.append(f"the body's {member}" if member else "the body")
         return json.dumps(safe, ensure_ascii=False) + (found[2] or "")
 
-    return _STRING.sub(string, text), list(dict.fromkeys(changed))
+    shown = _STRING.sub(string, text)
+    if len(shown) > BODY_CHARACTERS:  # cut only now: half a string would not be recognized
+        shown = shown[: shown.rfind('"', 0, BODY_CHARACTERS) + 1]
+        changed.append(f"what follows in the body after {len(shown)} characters")
+    return shown, list(dict.fromkeys(changed))
 
 
 def _is_json(text: str) -> bool:

@@ -66,24 +66,25 @@ PARAMETERS = listed("scheme error error_description scope claims acr_values max_
 WORDS = listed(
     """
     2 a absent accept accepted access account action activation active allow allowed already an and anonymous
-    api app application approval are assertion aud audience audiences auth authenticated authentication
-    authorization authorize authorized available bad be bearer because been blacklisted blocked by call calls
-    captcha card cart certificate challenge change claim claims client code confirmation confirmed consent
-    contain context continuation could credential credentials crypto csrf cursor daily deactivated deauthorized
-    decrypted delta detected device did disabled does doesn download dpop email empty enable enabled enough
-    enrollment exceeded exchanged exist exp expected expired expiry factor failed field find for format found
-    fresh from full given grant granted has have header id idempotency in inactive included incorrect
-    insufficient intended interaction invalid invitation invite is jwt key lack lacks license lifetime limit
-    limited link locked login loop magic malformed many match may mechanism mfa might minute mismatch missing
-    multi must needs next no non nonce not null oauth of offset one only or order out outside over padding page
-    pagination parameter parameters password payload payment per permission permissions prefix present
+    antiforgery api app application approval are assertion aud audience audiences auth authenticated authentication
+    authorization authorize authorized available bad banned be bearer because been blacklisted blocked by call calls
+    captcha card cart certificate challenge change claim claims client code confirmation confirmed connected
+    connector consent contain context continuation could credential credentials crypto csrf cursor daily deactivated
+    deauthorized decrypted deleted delta denied detected device did disabled does doesn download dpop email empty
+    enable enabled enough enrollment exceeded exchanged exist exp expected expired expiry factor failed field find
+    following for format found fresh from full given grant granted has have header id idempotency in inactive
+    included incorrect insufficient integration intended interaction invalid invitation invite is jwt key lack lacks
+    license lifetime limit limited link locked login loop magic malformed many match may mechanism mfa might minute
+    mismatch missing multi must needs next no non nonce not null oauth of offset one only or order out outside over
+    padding page pagination parameter parameters password payload payment per permission permissions prefix present
     privileges promo proof provide provided public purchase push query quota rate recaptcha recovery redeemed
     refresh refreshed registration rejected replayed request requests required requires reset restricted resume
-    reuse reused revoked schema scheme scope scopes second secret security segments service session set share
-    sign signature signup single specified start state step string subscription sufficient supplied supported
-    suspended sync t task temporarily terms the this throttled throttling time timed to token tokens too two
-    type unavailable unexpected unknown unlock unsubscribe unsupported up upload usage use used user using valid
-    validate validation value verification verify via volume was webhook were with without wrong xsrf you your
+    reuse reused revoked room schema scheme scope scopes scroll second secret security segments service session set
+    share sign signature signing signup single specified start state step string subscription sufficient supplied
+    supported suspended sync t task temporarily terms the this throttled throttling time timed to token tokens too
+    two type unauthorized unavailable unexpected unknown unlock unsubscribe unsupported up upload usage use used
+    user using valid validate validation value verification verify via volume was webhook were with without wrong
+    xsrf you your
     """
 ) | listed(
     """
@@ -173,8 +174,8 @@ def _complaints(condition: Condition, known: frozenset[str]) -> Iterator[str]:
         if condition.place not in {"said", "body", "challenge.error_description"}:
             yield f"words of {condition.place!r}: a place that only some servers have"
         for phrase in condition.phrases:
-            words = phrase.replace("*", " ").split()
-            if not re.fullmatch(r"[a-z0-9]+(?: (?:\* )?[a-z0-9]+)*", phrase):
+            words = phrase.removeprefix("= ").replace("*", " ").split()
+            if not re.fullmatch(r"(?:= )?[a-z0-9]+(?: (?:\* )?[a-z0-9]+)*", phrase):
                 yield f"the phrase {phrase!r} is not of words in lower case, a blank between them"
             for word in words:
                 if word not in WORDS and word not in GLUED_WORDS:

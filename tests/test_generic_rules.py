@@ -71,20 +71,20 @@ WORDS = listed(
     captcha card cart certificate challenge change claim claims client code confirmation confirmed connected
     connector consent contain context continuation could credential credentials crypto csrf cursor daily deactivated
     deauthorized decrypted deleted delta denied detected device did disabled does doesn download dpop email empty
-    enable enabled enough enrollment exceeded exchanged exist exp expected expired expiry factor failed field find
-    following for format found fresh from full given grant granted has have header id idempotency in inactive
-    included incorrect insufficient integration intended interaction invalid invitation invite is jwt key lack lacks
-    license lifetime limit limited link locked login loop magic malformed many match may mechanism mfa might minute
-    mismatch missing multi must needs next no non nonce not null oauth of offset one only or order out outside over
-    padding page pagination parameter parameters password payload payment per permission permissions prefix present
-    privileges promo proof provide provided public purchase push query quota rate recaptcha recovery redeemed
-    refresh refreshed registration rejected replayed request requests required requires reset restricted resume
-    reuse reused revoked room schema scheme scope scopes scroll second secret security segments service session set
-    share sign signature signing signup single specified start state step string subscription sufficient supplied
-    supported suspended sync t task temporarily terms the this throttled throttling time timed to token tokens too
-    two type unauthorized unavailable unexpected unknown unlock unsubscribe unsupported up upload usage use used
-    user using valid validate validation value verification verify via volume was webhook were with without wrong
-    xsrf you your
+    enable enabled endpoint enough enrollment exceeded exchanged exist exp expected expired expiry factor failed
+    field find following for format found fresh from full given grant granted has have header id idempotency in
+    inactive included incorrect insufficient integration intended interaction invalid invitation invite is jwt key
+    lack lacks license lifetime limit limited link locked login loop magic malformed many match may mechanism mfa
+    might minute mismatch missing multi must needs next no non nonce not null oauth of offset one only or order out
+    outside over padding page pagination parameter parameters password payload payment per permission permissions
+    prefix present privileges promo proof provide provided public purchase push query quota rate recaptcha recovery
+    redeemed refresh refreshed registration rejected replayed request requests required requires reset restricted
+    resume reuse reused revoked room schema scheme scope scopes scroll second secret security segments service
+    session set share sign signature signing signup single specified start state step string subscription sufficient
+    supplied supported suspended sync t task temporarily terms the this throttled throttling time timed to token
+    tokens too two type unauthorized unavailable unexpected unknown unlock unsubscribe unsupported up upload usage
+    use used user using valid validate validation value verification verify via volume was webhook were with without
+    wrong xsrf you your
     """
 ) | listed(
     """

@@ -40,7 +40,7 @@ import tokenkeeper.providers as providers
 
 opened = []
 read = providers.read_sheet
-providers.read_sheet = lambda path: (opened.append(path.stem), read(path))[1]
+providers.read_sheet = lambda path, **how: (opened.append(path.stem), read(path, **how))[1]
 registrations = [
     Registration("linkedin", client_id="c"),
     Registration("li-2", provider="linkedin", client_id="d"),

@@ -51,7 +51,7 @@ from tokenkeeper.store.engine import make_engine
 from tokenkeeper.store.tables import events, grants, metadata
 from tokenkeeper.store.tables import schema as schema_rows
 from tokenkeeper.store.transactions import PROBE_SECONDS, PRUNE_SECONDS, Store
-from tokenkeeper.store.watch import SIZE, ClockWatch
+from tokenkeeper.store.watch import FREE, SIZE, ClockWatch
 from tokenkeeper.testing.clock import TestClock
 
 KEY = GrantKey("example", "ann")
@@ -504,6 +504,18 @@ def test_a_watch_remembers_claims() -> None:
     assert watch.waited_out(str(SIZE + 4), 1.0) == 1
     assert not watch.lapsed(replace(held, id="0"), 100.0, LEASE)
     assert watch.lapsed(replace(held, id="6"), 100.0, LEASE)
+
+
+def test_a_watch_remembers_the_newest_looks_at_free_rows() -> None:
+    """A claim that came since is younger than that look; of what was looked at long ago nothing is remembered."""
+    watch = ClockWatch()
+    free = seen(0, 0.0)
+    for number in range(FREE + 1):
+        watch.saw(replace(free, id=str(number)), 0.0)
+    lapsed = seen(1.0, 1.0, "c", 1)
+    for name, known in (("0", False), ("1", True), (str(FREE), True)):
+        watch.saw(claimed := replace(lapsed, id=name), 1.0)
+        assert watch.lapsed(claimed, 2.0, LEASE) is not known
 
 
 def test_the_databases_own_clock(engine: Engine) -> None:

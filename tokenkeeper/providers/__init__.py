@@ -165,7 +165,7 @@ def _text(value: object) -> str:
 
 @cache
 def _generic() -> Sheet:
-    return read_sheet(CATALOGUE / f"{GENERIC}.toml")
+    return read_sheet(CATALOGUE / f"{GENERIC}.toml", ordered=True)
 
 
 @cache
@@ -188,7 +188,7 @@ def _catalogued(name: str) -> Profile:
             cause="unknown_provider",
             fix=fix,
         )
-    return _profile(_generic() if name == GENERIC else read_sheet(CATALOGUE / f"{name}.toml"), name)
+    return _profile(_generic() if name == GENERIC else read_sheet(CATALOGUE / f"{name}.toml", ordered=True), name)
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:

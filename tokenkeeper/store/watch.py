@@ -21,6 +21,7 @@ JUMP = 2.0
 MEMORY = 60.0
 LONGEST_LEASE = 120.0
 SIZE = 10_000
+FREE = 1_000
 
 
 class _Look(NamedTuple):
@@ -55,6 +56,8 @@ class ClockWatch:
         self._jumped_at: float | None = None
         self._back_offs: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._claims: OrderedDict[str, _Look] = OrderedDict()
+        self._free: OrderedDict[str, float] = OrderedDict()
+        """When a row was last read that nobody had claimed; the newest of them do."""
 
     def saw(self, grant: StoredGrant, until: float) -> None:
         """Take note of a row that was read between its ``read_at`` and *until* (monotonic): a look may wait for a connection."""
@@ -70,27 +73,37 @@ class ClockWatch:
             if self._jumped_at is not None and grant.read_at - self._jumped_at > MEMORY:
                 self._jumped_at = None
             self._saw_back_off(grant, until)
-            before = self._claims.get(grant.id, _NEVER)
-            if before.claim == (grant.claim_id, grant.claimed_until):
-                self._claims[grant.id] = before._replace(read_at=grant.read_at)
-            else:
-                claim = (grant.claim_id, grant.claimed_until)
-                left = 0.0 if grant.claimed_until is None else (grant.claimed_until - grant.now) / SECOND
-                self._claims[grant.id] = _Look(claim, until, left, before.read_at, grant.read_at)
-            _bound(self._claims, grant.id)
+            self._saw_claim(grant, until)
+
+    def _saw_claim(self, grant: StoredGrant, until: float) -> None:
+        if grant.claim_id is None:
+            self._claims.pop(grant.id, None)
+            self._free[grant.id] = grant.read_at
+            _bound(self._free, grant.id, FREE)
+            return
+        before = self._claims.get(grant.id)
+        if before is not None and before.claim == (grant.claim_id, grant.claimed_until):
+            self._claims[grant.id] = before._replace(read_at=grant.read_at)
+        else:
+            otherwise_at = self._free.pop(grant.id, -math.inf) if before is None else before.read_at
+            left = 0.0 if grant.claimed_until is None else (grant.claimed_until - grant.now) / SECOND
+            self._claims[grant.id] = _Look(
+                (grant.claim_id, grant.claimed_until), until, left, otherwise_at, grant.read_at
+            )
+        _bound(self._claims, grant.id, SIZE)
 
     def backs_off(self, grant_id: str, retry_at: int, over: float) -> None:
         """Take note of a back-off that this process has just written: *over* at that moment of our own clock."""
         with self._lock:
             self._back_offs[grant_id] = (retry_at, over)
-            _bound(self._back_offs, grant_id)
+            _bound(self._back_offs, grant_id, SIZE)
 
     def _saw_back_off(self, grant: StoredGrant, until: float) -> None:
         if grant.retry_at is None or grant.retry_at <= grant.now:
             self._back_offs.pop(grant.id, None)
         elif self._back_offs.get(grant.id, (None, 0.0))[0] != grant.retry_at:
             self._back_offs[grant.id] = (grant.retry_at, until + (grant.retry_at - grant.now) / SECOND)
-            _bound(self._back_offs, grant.id)
+            _bound(self._back_offs, grant.id, SIZE)
 
     def waited_out(self, grant_id: str, now: float) -> int | None:
         """Return the grant's ``retry_at`` if it is over by our own clock, whatever the database's says by now."""
@@ -117,8 +130,8 @@ class ClockWatch:
         return look.over(now, lease)
 
 
-def _bound(known: OrderedDict[str, Any], grant_id: str) -> None:
+def _bound(known: OrderedDict[str, Any], grant_id: str, size: int) -> None:
     """Forget the one that was not looked at for longest."""
     known.move_to_end(grant_id)
-    while len(known) > SIZE:
+    while len(known) > size:
         known.popitem(last=False)

@@ -558,7 +558,7 @@ MUTANTS = (
     Mutant(
         "watch: seen once is witnessed",
         WATCH,
-        "        return now - look.since >= lease\n",
+        "        return now - self.since >= (max(lease, self.left) if self.left <= LONGEST_LEASE else lease)\n",
         "        return True\n",
         ("tests/test_rooms.py",),
     ),

@@ -194,6 +194,17 @@ def test_a_presentation_that_was_none_is_taken_back(store: Store, clock: TestClo
     assert (found.failures, found.retry_at) == (0, None)
 
 
+def test_a_claim_is_of_one_grant(store: Store) -> None:
+    """Other members' grants of the same generation are left as they are."""
+    ann, bob = consent(store), consent(store, GrantKey("example", "bob"))
+    held = taken(store, ann)
+    assert held.grant.id == ann.id
+    other = row(store, bob.key)
+    assert (other.claim_id, other.in_flight_tries) == (None, 0)
+    assert taken(store, other).grant.id == bob.id
+    assert row(store).claim_id == held.id
+
+
 def test_a_lapsed_claim(store: Store, clock: TestClock) -> None:
     """Taken over when the lease is over by the database's clock; the holder before notices at its last look."""
     grant = consent(store)

@@ -45,6 +45,7 @@ _RULE_KEYS = frozenset(
     {*_RULE_TEXTS, "surface", "status", "verdict", "challenge", "header", "json", "words", "retry_after", "scopes"}
 )
 _TOP_KEYS = FACTS | {"rule"}
+_FACTS_ONLY = FACTS - _RULE_KEYS
 TOKEN_VERDICTS = frozenset(
     {
         Verdict.GRANT_EXPIRED,
@@ -155,8 +156,6 @@ def _no_others(table: Mapping[str, Any], known: frozenset[str], where: str) -> N
         key = next(key for key in table if key not in known)
         near = difflib.get_close_matches(key, known, n=1)
         meant = f"Did you mean {near[0]}? " if near else ""
-        if known is _RULE_KEYS and key in FACTS:
-            meant = "Facts stand before the first [[rule]]. "
         raise problem(where, f"unknown key {key!r}", f"{meant}Known keys: {', '.join(sorted(known))}.")
 
 
@@ -251,6 +250,8 @@ _TABLE_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Mapping[str, Any
 
 def _rule(table: dict[str, Any], sheet: str, file: str, line: int) -> Rule:
     where = f"{file}:{line}" if line else file
+    for key in table.keys() & _FACTS_ONLY:
+        raise problem(where, f"unknown key {key!r} in a rule", "Facts stand before the first [[rule]].")
     _no_others(table, _RULE_KEYS, where)
     for key in _RULE_TEXTS:
         if not isinstance(table.get(key), str) or not table[key].strip():

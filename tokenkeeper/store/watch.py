@@ -19,9 +19,13 @@ JUMP = 2.0
 """Seconds by which the database's clock may move against ours within :data:`MEMORY` before it is distrusted."""
 
 MEMORY = 60.0
+"""For how long (seconds) a jump of the database's clock is remembered, and a measure of its offset kept."""
 LONGEST_LEASE = 120.0
+"""A claim that has more than this left (seconds) was not taken by the clock as it is now: no lease is so long."""
 SIZE = 10_000
+"""The most claims, and back-offs, that are remembered."""
 FREE = 1_000
+"""The most rows that nobody had claimed whose last look is remembered."""
 
 
 class _Look(NamedTuple):
@@ -65,7 +69,7 @@ class ClockWatch:
         with self._lock:
             known = self._offset
             if known is None or offset[0] > known[1] + JUMP or offset[1] < known[0] - JUMP:
-                if self._offset is not None:
+                if known is not None:
                     self._jumped_at = grant.read_at
                 self._offset, self._offset_at = offset, grant.read_at
             elif grant.read_at - self._offset_at > MEMORY or offset[1] - offset[0] < known[1] - known[0]:
